@@ -1,0 +1,101 @@
+/* Attention: the argument struct, masks, and the registry of backends.
+ *
+ * A backend is one file (kernels/cpu/attention_NAME.c) with one AttnBackend, and one line in the
+ * registry (attention.c). The flag --attn, its help, the tests and the benchmark walk the registry.
+ * A choice that a backend declines is an error with its reason and the names that would work;
+ * nothing falls back silently. */
+#ifndef KERNELS_ATTENTION_H
+#define KERNELS_ATTENTION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "llmc_like/error.h"
+#include "llmc_like/tape.h"
+#include "llmc_like/tensor.h"
+
+typedef struct FlexProgram
+    FlexProgram; /* kernels/flex/flex.h: parsed mask and score expressions, and their code */
+
+/* A mask is data. Interval masks (full, causal, frame-causal, window, document and their
+ * intersections): the query at position i sees the keys at positions lo[i] <= j < hi[i]. An
+ * expression mask has lo = hi = NULL and is evaluated through `flex`. Masks know positions 0 ..
+ * T-1; with fewer keys, hi is cut at Tk. */
+typedef struct Mask {
+    char text[256]; /* as the user gave it */
+    int T;
+    int32_t *lo, *hi; /* (T) each, or NULL where the mask is an expression that is no interval */
+    const FlexProgram *flex; /* the mask and / or score expression; NULL where there is neither */
+    bool has_mask_expr;      /* flex holds a mask expression (then flex backends evaluate it; lo, hi
+                                NULL)  */
+    bool has_score_expr; /* flex holds a score expression: sdpa declines, vanilla and flex apply it
+                          */
+} Mask;
+
+/* What a mask is made from. S tokens a frame for frame-causal. mask_text: a name (full, causal,
+ * frame-causal, window:W (q - W < k <= q), document:LEN), names joined by '&' for their
+ * intersection, or an expression. score_text: "" or an expression. T: positions. H: heads (for
+ * expressions that ask h), B: batch. -1 and a sentence (with a caret under an expression's error)
+ * for anything else, and for a mask that leaves a query nothing to see: the first such query is
+ * named. The arrays that expressions may name are frame[i] = i / S and, with document masks,
+ * doc[i]. */
+int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int S, int B, int H,
+              Err *e);
+void mask_free(Mask *m);
+
+/* Whether the query at position q sees the key at position k. Slow; for tests, vanilla and plans.
+ */
+bool mask_sees(const Mask *m, int b, int h, int q, int k);
+
+/* Visible (query, key) pairs of one head for queries offset .. offset + Tq - 1 and Tk keys: what
+ * flops are counted by. */
+double mask_visible(const Mask *m, int Tq, int Tk, int offset);
+
+/* Strides in elements of a (B, T, H, D) view; D is contiguous. */
+typedef struct AttnStride {
+    int64_t b, t, h;
+} AttnStride;
+
+typedef struct AttnArgs {
+    int B, H, Tq, Tk, D;
+    DType dtype; /* of q, k, v, out and their gradients; lse and accumulation are float32 (F64:
+                    double) */
+    float scale; /* s = scale q k' */
+    int offset;  /* position of query 0; key j has position j */
+    const Mask *mask;
+    const void *q, *k, *v;
+    AttnStride qs, ks, vs, os; /* gradients have the strides of their tensors; dout those of out */
+    /* forward writes */
+    void *out, *lse; /* lse (B, H, Tq): log of the sum of exp(s) over visible keys, natural log */
+    /* backward reads out, lse and dout, and overwrites dq, dk, dv */
+    const void *dout;
+    void *dq, *dk, *dv;
+    void *workspace; /* as many bytes as workspace() said, aligned to 64 */
+} AttnArgs;
+
+typedef struct AttnBackend {
+    const char *name;
+    const char *help;
+    /* NULL: this backend does it. Otherwise why not, a clause such as "it has no score
+     * expressions". */
+    const char *(*supports)(const AttnArgs *a);
+    size_t (*workspace)(Ctx *c, const AttnArgs *a, bool backward);
+    void (*forward)(Ctx *c, const AttnArgs *a);
+    void (*backward)(Ctx *c, const AttnArgs *a);
+} AttnBackend;
+
+extern const AttnBackend *const attn_backends[]; /* NULL at the end */
+const AttnBackend *attn_find(const char *name);  /* NULL: no such backend */
+
+/* Sets c->attn to the backend of that name for calls shaped like `a`, or to the fastest for "auto":
+ * times every backend that supports a (forward and backward, real shape and mask), checks that they
+ * agree with vanilla, prints the table to stdout. -1 with the reason and the names that would work.
+ */
+int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e);
+
+/* Runs one forward or backward through c->attn with workspace from the context. Called by
+ * op_attention's kernels. */
+void attn_run(Ctx *c, AttnArgs *a, bool backward);
+
+#endif

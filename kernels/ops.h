@@ -1,0 +1,158 @@
+/* The ops: what a model is made of. This header is the contract; ops.c checks it once (shapes,
+ * dtypes, overlap), so that the kernels of each device may assume valid input. An op call allocates
+ * its output in the context's arena, computes it at once on the context's device, leaves a record
+ * on the tape, and returns the output.
+ *
+ * Dimensions: B batch, F frames, S tokens a frame (patches and registers), N patches a frame, T = F
+ * S tokens, C d_model, H heads, D = C / H, M hidden, V vocabulary, R registers, P patch side, O and
+ * I channels out and in.
+ * "..." stands for any leading dimensions. All tensors are contiguous, row-major; activations have
+ * c->dtype, accumulation is at least float32, losses and their sums are double. No input may
+ * overlap an output. An op may not be given the same tensor twice where both want a gradient.
+ *
+ * A new op: one row in OP_LIST, its prototype here, its shapes in ops.c, forward and backward in
+ * kernels/cpu/NAME.c and the plain ones in kernels/plain/NAME.c. The tests and the self-test take
+ * it from the list. */
+#ifndef KERNELS_OPS_H
+#define KERNELS_OPS_H
+
+#include "kernels/attention.h"
+#include "llmc_like/ctx.h"
+
+/*      enum             kernels' name        */
+#define OP_LIST(X)                            \
+    X(LINEAR, linear)                         \
+    X(CONV2D, conv2d)                         \
+    X(SILU, silu)                             \
+    X(ADD, add)                               \
+    X(GROUPNORM, groupnorm)                   \
+    X(PATCHIFY, patchify)                     \
+    X(UNPATCHIFY, unpatchify)                 \
+    X(APPEND_REGISTERS, append_registers)     \
+    X(DROP_REGISTERS, drop_registers)         \
+    X(EMBEDDING, embedding)                   \
+    X(TIMESTEP_EMBEDDING, timestep_embedding) \
+    X(RMSNORM_MODULATE, rmsnorm_modulate)     \
+    X(QKV_ROPE, qkv_rope)                     \
+    X(ATTENTION, attention)                   \
+    X(GATE_ADD, gate_add)                     \
+    X(GEGLU, geglu)                           \
+    X(FLOW_NOISE, flow_noise)                 \
+    X(MSE_LOSS, mse_loss)
+
+#define OP_ENUM(NAME, name) OP_##NAME,
+typedef enum { OP_LIST(OP_ENUM) OP_COUNT } Op;
+
+const char *op_name(int op);
+
+/* Floating-point operations of one call (a multiply-add is two; only visible pairs count in
+ * attention; elementwise work counts as nothing beside the matrix products), and the bytes it must
+ * at least move. */
+double op_flops(const OpCall *o, bool backward);
+double op_bytes(const OpCall *o, bool backward);
+
+/* The layers that the ops take. weight NULL is not allowed; bias NULL is. */
+typedef struct Linear {
+    Tensor *weight, *bias; /* (out, in), (out) */
+} Linear;
+
+typedef struct Conv2d {
+    Tensor *weight, *bias; /* (O, I, k, k), (O) */
+} Conv2d;
+
+typedef struct GroupNorm {
+    Tensor *weight, *bias; /* (C), (C) */
+    int groups;
+} GroupNorm;
+
+/* y = x W' + b: (..., K) -> (..., N). torch.nn.functional.linear. */
+Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w);
+
+/* Correlation, stride 1, zero padding k / 2, k odd, channels last: (..., h, w, I) -> (..., h, w,
+ * O). torch.nn.functional.conv2d on NHWC data; the weight keeps PyTorch's order (O, I, ky, kx). */
+Tensor *op_conv2d(Ctx *c, Tensor *x, const Conv2d *w);
+
+/* x sigmoid(x), any shape. */
+Tensor *op_silu(Ctx *c, Tensor *x);
+
+/* a + b, equal shapes. */
+Tensor *op_add(Ctx *c, Tensor *a, Tensor *b);
+
+/* Per image and group of C / groups channels: (x - mean) / sqrt(var + 1e-5) * weight + bias, the
+ * variance over h, w and the group's channels, biased. (..., h, w, C) -> same.
+ * torch.nn.functional.group_norm on NHWC data. attr: groups, eps. saved: mean, rstd (images,
+ * groups). */
+Tensor *op_groupnorm(Ctx *c, Tensor *x, const GroupNorm *w);
+
+/* Cuts images into P x P patches, rows of patches first, each flattened channel-major (c, py, px):
+ * (B, F, h, w, c) -> (B, F, N = h/P w/P, c P P). attr: patch. */
+Tensor *op_patchify(Ctx *c, Tensor *x, int patch);
+
+/* The way back for pixels: each row of x is a patch as (py, px, channel):
+ * (B, F, N, P P 3) -> (B, F, height, width, 3). attr: patch. */
+Tensor *op_unpatchify(Ctx *c, Tensor *x, int patch, int height, int width);
+
+/* The registers go behind the patches of each frame, and frames are laid end to end:
+ * (B, F, N, C), (R, C) -> (B, T = F (N + R), C). */
+Tensor *op_append_registers(Ctx *c, Tensor *x, Tensor *registers);
+
+/* (B, T = F S, C) -> (B, F, N = S - R, C). attr: registers; frames from the output's shape. */
+Tensor *op_drop_registers(Ctx *c, Tensor *x, int frames, int registers);
+
+/* Rows of a table: ids int32 (B, F) in 0 .. V-1, table (V, C) -> (B, F, C). */
+Tensor *op_embedding(Ctx *c, Tensor *ids, Tensor *table);
+
+/* Row floor(t (steps - 1)) of the sin/cos table: out[2i] = sin(n w_i), out[2i+1] = cos(n w_i), w_i
+ * = 1e4^(-2i/C). t float32 (B, F) in [0, 1] -> (B, F, C). The product t (steps - 1) is rounded in
+ * float32, as the original does. No gradient. attr: steps. */
+Tensor *op_timestep_embedding(Ctx *c, Tensor *t, int64_t dim, int steps);
+
+/* Adaptive RMSNorm: y = x / sqrt(mean(x^2) + 1e-6) * weight * (1 + scale) + shift, the modulation
+ * shared by the tokens of a frame. x (B, T, C), weight (C), mod (B, F, n C) with shift in part
+ * `part` and scale in part + 1 -> (B, T, C). attr: part, eps. saved: rstd (B, T). Backward must
+ * clear mod's whole gradient where grad_set is false. */
+Tensor *op_rmsnorm_modulate(Ctx *c, Tensor *x, Tensor *weight, Tensor *mod, int part);
+
+typedef struct Rope {
+    Tensor *sin, *cos; /* (positions, D): row p rotates the token at position p; parameters in the
+                          variant `learn` */
+} Rope;
+
+typedef struct Qkv {
+    Tensor *q, *k, *v;
+} Qkv;
+
+/* Splits the packed projections, normalises each head's q and k (RMSNorm over D, eps 1e-6, weights
+ * ln_q, ln_k (D)) and rotates pairs: y[2i] = x[2i] cos[2i] - x[2i+1] sin[2i],  y[2i+1] = x[2i+1]
+ * cos[2i+1] + x[2i] sin[2i+1]. qkv (B, Tk, 3 C) as q, k, v each (H, D); token j has position j.
+ * Keys and values are made for all Tk tokens, queries for those from `offset` on: q (B, Tk -
+ * offset, H, D), k and v (B, Tk, H, D). attr: heads, offset, eps. */
+Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rope, int n_heads,
+                int offset);
+
+/* softmax(scale q k' masked) v by the backend in c->attn; see kernels/attention.h.
+ * q (B, Tq, H, D), k and v (B, Tk, H, D) -> (B, Tq, H D). Query i has position Tk - Tq + i (attr:
+ * offset), key j position j; the mask is asked with positions. attr: scale, mask, offset. saved:
+ * lse (B, H, Tq). Backward overwrites; the tape adds where q, k or v had a gradient before. */
+Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale);
+
+/* x + gate y, the gate in part `part` of mod (B, F, n C), shared by a frame's tokens. x, y (B, T,
+ * C) -> (B, T, C). In backward x's gradient may be the very buffer of the output's: then there is
+ * nothing to do for x. attr: part. */
+Tensor *op_gate_add(Ctx *c, Tensor *x, Tensor *y, Tensor *mod, int part);
+
+/* up SiLU(gate): two (..., M) -> (..., M). */
+Tensor *op_geglu(Ctx *c, Tensor *up, Tensor *gate);
+
+/* Rectified flow, one noise level a frame: v = x0 - z, x_t = x0 - t v. x0, z (B, F, h, w, 3), t
+ * float32 (B, F). No gradient. */
+typedef struct Flow {
+    Tensor *x_t, *v;
+} Flow;
+Flow op_flow_noise(Ctx *c, Tensor *x0, Tensor *z, Tensor *t);
+
+/* mean((x - target)^2), summed in double in an order that does not depend on the threads -> float64
+ * (1). */
+Tensor *op_mse_loss(Ctx *c, Tensor *x, Tensor *target);
+
+#endif

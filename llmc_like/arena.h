@@ -1,0 +1,63 @@
+/* Arenas: one allocation a lifetime. Memory is taken from the system once, touched once, and used
+ * again and again: in a steady-state step there is no malloc and no page fault.
+ *
+ * An arena is a bump allocator. arena_commit takes a known size at once; beyond it the arena grows
+ * by doubling, and the next arena_reset merges what it grew into one block, which stays. A dry
+ * arena hands out no memory and only counts, so that the very same code that computes a step also
+ * plans it (--plan). */
+#ifndef LLMC_LIKE_ARENA_H
+#define LLMC_LIKE_ARENA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "llmc_like/error.h"
+
+enum { ARENA_MAX_CHUNKS = 24, ARENA_ALIGN = 64 };
+
+typedef struct Arena {
+    const char *name; /* for the table: "parameters", "activations", ... */
+    bool dry;
+    struct {
+        char *base;
+        size_t size, used;
+    } chunk[ARENA_MAX_CHUNKS];
+    int n_chunks;
+    size_t used, peak; /* bytes now and at most, alignment included */
+} Arena;
+
+void arena_init(Arena *a, const char *name, bool dry);
+
+/* Maps `bytes` now (huge pages where the system has them). -1 and a sentence where the system has
+ * not that much. */
+int arena_commit(Arena *a, size_t bytes, Err *e);
+
+/* `bytes` of memory aligned to 64, not cleared (fresh pages are zero). NULL from a dry arena. Never
+ * fails otherwise: when the system refuses to grow an arena inside a step, the run cannot go on and
+ * CHECK says by how much. */
+void *arena_alloc(Arena *a, size_t bytes);
+
+void arena_reset(Arena *a);
+void arena_free(Arena *a);
+
+/* A free list over an arena, for gradients of activations: each lives from its consumer's backward
+ * to its producer's, and blocks of equal size come round again, still warm in the cache. */
+enum { POOL_MAX_SIZES = 64 };
+
+typedef struct Pool {
+    Arena *arena;
+    struct {
+        size_t size;
+        void *head; /* a list through the free blocks' first words; in a dry pool only the count
+                       below counts */
+        int n_free;
+    } bin[POOL_MAX_SIZES];
+    int n_bins;
+} Pool;
+
+void pool_init(Pool *p, Arena *a);
+void *pool_take(Pool *p, size_t bytes);
+void pool_give(Pool *p, void *block, size_t bytes);
+void pool_reset(Pool *p); /* forgets all blocks; the arena is reset by its owner */
+
+#endif

@@ -1,0 +1,53 @@
+/* The tape. Each op call computes at once and leaves one record; backward walks the records from
+ * the last to the first and calls each op's own backward. So a model is its forward function, and
+ * nothing else.
+ *
+ * Gradients. Before an op's backward runs, the tape has given every input that wants one a gradient
+ * buffer; after it, the buffers of the op's outputs go back to the pool, since nobody reads them
+ * again. A kernel looks at in[i]->grad == NULL     nothing wanted in[i]->grad_set         false:
+ * overwrite all of grad;  true: add to it and the tape sets grad_set afterwards. A parameter's grad
+ * is its own and stays (grad_set is cleared by params_zero_grad, so no pass over memory is spent on
+ * zeroing). */
+#ifndef LLMC_LIKE_TAPE_H
+#define LLMC_LIKE_TAPE_H
+
+#include "llmc_like/tensor.h"
+
+typedef struct Ctx Ctx;
+
+enum { OP_MAX_IN = 6, OP_MAX_OUT = 3, OP_MAX_SAVED = 2 };
+
+/* The numbers of a call that are no tensors. Each op's contract in kernels/ops.h says which it
+ * uses. */
+typedef struct OpAttr {
+    int heads, offset, groups, patch, registers, part, steps;
+    float scale, eps;
+    const void *mask; /* const Mask *, kernels/attention.h */
+} OpAttr;
+
+typedef struct OpCall {
+    int op;
+    Tensor *in[OP_MAX_IN]; /* NULL: an optional input left out */
+    Tensor *out[OP_MAX_OUT];
+    Tensor *
+        saved[OP_MAX_SAVED]; /* what forward keeps for backward (statistics); NULL where not used */
+    int n_in, n_out;
+    OpAttr attr;
+} OpCall;
+
+typedef void (*OpFn)(Ctx *c, const OpCall *o);
+
+typedef struct OpKernel {
+    OpFn forward, backward; /* backward NULL: not differentiable */
+} OpKernel;
+
+typedef struct Tape {
+    OpCall *call;
+    int n, cap;
+} Tape;
+
+/* Walks the tape backwards from `loss` (one number), with d loss / d loss = seed (1 / accumulation
+ * steps, usually). */
+void tape_backward(Ctx *c, Tensor *loss, double seed);
+
+#endif
