@@ -52,6 +52,7 @@ struct Ctx {
     bool recording; /* ops go on the tape; off in evaluation and sampling */
     uint64_t seed;
 
+    Arena headers;     /* the tensors' own structs; real in a dry context too */
     Arena activations; /* refilled from its start by each step */
     Arena gradients;   /* behind the pool */
     Pool pool;
