@@ -268,8 +268,7 @@ Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rop
     int64_t B = qkv->shape[0], T = qkv->shape[1], H = n_heads, D = qkv->shape[2] / (3 * H);
     NEED(o, D % 2 == 0, qkv);
     NEED(o, is_vector(ln_q, D) && is_vector(ln_k, D), ln_q);
-    NEED(o, rope->sin->ndim == 2 && rope->sin->shape[0] >= T && rope->sin->shape[1] == D,
-         rope->sin);
+    NEED(o, tensor_rows(rope->sin) >= T && tensor_cols(rope->sin) == D, rope->sin);
     NEED(o, tensor_same_shape(rope->sin, rope->cos), rope->cos);
     o.out[0] = output(c, &o, 4, (int64_t[]){B, T - offset, H, D});
     o.out[1] = output(c, &o, 4, (int64_t[]){B, T, H, D});
@@ -300,6 +299,38 @@ Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, 
     }
     run(c, &o);
     return o.out[0];
+}
+
+/* ---- key and value caches ---- */
+
+static Tensor *cache_rows(Ctx *c, const Tensor *buffer, int64_t first, int64_t n) {
+    NEED((OpCall){.op = OP_COPY}, buffer->ndim == 2 && first + n <= buffer->shape[0], buffer);
+    Tensor *t = arena_alloc(&c->headers, sizeof *t);
+    *t = *buffer;
+    t->ndim = 3;
+    t->shape[0] = 1;
+    t->shape[1] = n;
+    t->shape[2] = buffer->shape[1];
+    if (!c->dry)
+        t->data =
+            (char *)buffer->data + (size_t)(first * buffer->shape[1]) * dtype_size(buffer->dtype);
+    return t;
+}
+
+static void copy(Ctx *c, Tensor *to, Tensor *from) {
+    OpCall o = {.op = OP_COPY, .in = {from}, .n_in = 1, .out = {to}, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, tensor_same_shape(to, from), from);
+    run(c, &o);
+}
+
+Tensor *op_cache_extend(Ctx *c, Tensor *buffer, int64_t first, int64_t n, Tensor *x) {
+    copy(c, cache_rows(c, buffer, first + n, x->shape[1]), x);
+    return cache_rows(c, buffer, first, n + x->shape[1]);
+}
+
+void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n) {
+    if (n) copy(c, cache_rows(c, buffer, 0, n), cache_rows(c, buffer, first, n));
 }
 
 /* ---- the task: rectified flow ---- */
