@@ -50,14 +50,26 @@ void ctx_step_begin(Ctx *c) {
     pool_reset(&c->pool);
 }
 
-Tensor *ctx_tensor(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape) {
+static Tensor *header(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape) {
     Tensor *t = arena_alloc(&c->headers, sizeof *t);
     memset(t, 0, sizeof *t);
     t->dtype = dtype;
     t->ndim = ndim;
     for (int i = 0; i < ndim; i++) t->shape[i] = shape[i];
     snprintf(t->name, sizeof t->name, "%s", name);
+    return t;
+}
+
+Tensor *ctx_tensor(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape) {
+    Tensor *t = header(c, name, dtype, ndim, shape);
     t->data = arena_alloc(&c->activations, tensor_bytes(t));
+    return t;
+}
+
+Tensor *ctx_input(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape,
+                  const void *data) {
+    Tensor *t = header(c, name, dtype, ndim, shape);
+    t->data = (void *)(uintptr_t)data; /* inputs of ops are never written */
     return t;
 }
 

@@ -76,6 +76,10 @@ void ctx_step_begin(Ctx *c);
  */
 Tensor *ctx_tensor(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape);
 
+/* A tensor over the caller's own memory, which must live as long as the step. */
+Tensor *ctx_input(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape,
+                  const void *data);
+
 /* `bytes` of scratch for the kernel that runs now: valid until the next ctx_workspace. One block,
  * kept and grown. */
 void *ctx_workspace(Ctx *c, size_t bytes);

@@ -25,11 +25,11 @@ void wm_sampler_reset(WmSampler *s) {
 static const float *velocity(Ctx *c, WmSampler *s, int branch, int action, float t,
                              const float *z) {
     const WmConfig *g = &s->m->cfg;
-    Tensor *x = ctx_tensor(c, "frame", DT_F32, 5, (int64_t[]){1, 1, g->height, g->width, 3});
-    Tensor *level = ctx_tensor(c, "noise level", DT_F32, 2, (int64_t[]){1, 1});
-    Tensor *id = ctx_tensor(c, "action", DT_I32, 2, (int64_t[]){1, 1});
+    const int64_t picture[] = {1, 1, g->height, g->width, 3}, one[] = {1, 1};
+    Tensor *x = ctx_input(c, "frame", DT_F32, 5, picture, z);
+    Tensor *level = ctx_tensor(c, "noise level", DT_F32, 2, one);
+    Tensor *id = ctx_tensor(c, "action", DT_I32, 2, one);
     if (!c->dry) {
-        memcpy(x->data, z, tensor_bytes(x));
         *tensor_f32(level) = t;
         *tensor_i32(id) = branch ? 0 : action;
     }
