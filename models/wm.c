@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc_like/philox.h"
+
 /* ---- sizes ---- */
 
 WmConfig wm_config_default(void) {
@@ -340,6 +342,19 @@ Tensor *wm_forward(Ctx *c, const Wm *m, Tensor *x_t, Tensor *t, Tensor *actions,
     x = op_drop_registers(c, x, F, g->n_registers);            /* (B, F, N, C)              */
     x = op_linear(c, x, &m->unpatch);                          /* (B, F, N, 3 P P)          */
     return op_unpatchify(c, x, g->patch, g->height, g->width); /* (B, F, h, w, 3)  */
+}
+
+void wm_draw(const WmConfig *g, uint64_t seed, uint32_t step, int64_t first, int64_t B,
+             double dropout, float *z, float *t, int32_t *actions) {
+    const int64_t F = g->n_frames, clip = F * g->height * g->width * 3;
+    rng_normal((RngKey){seed, step, RNG_NOISE}, (uint64_t)(first * clip), z, B * clip);
+    rng_normal((RngKey){seed, step, RNG_NOISE_LEVEL}, (uint64_t)(first * F), t, B * F);
+    for (int64_t i = 0; i < B * F; i++) {
+        float u;
+        rng_uniform((RngKey){seed, step, RNG_ACTION_DROPOUT}, (uint64_t)(first * F + i), &u, 1);
+        if (u < dropout) actions[i] = 0;
+        t[i] = 1.0f / (1.0f + expf(-t[i]));
+    }
 }
 
 Tensor *wm_loss(Ctx *c, const Wm *m, Tensor *x0, Tensor *z, Tensor *t, Tensor *actions) {
