@@ -2,9 +2,9 @@
 #include "kernels/cpu/flash_host.h"
 
 /* clang-format off: the order in which the kernel is also compiled at run time */
-#include "kernels/cpu/flash_vec.h"
-#include "kernels/cpu/flash_tile.h"
 #include "kernels/cpu/flash.h"
+#include "kernels/cpu/flash_tile.h"
+#include "kernels/cpu/flash_vec.h"
 /* clang-format on */
 
 const FlashKernel ISA_FN(flash_builtin) = {flash_workspace, flash_forward, flash_backward};

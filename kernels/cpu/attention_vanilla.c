@@ -138,13 +138,12 @@ static void backward(Ctx *c, const AttnArgs *a) {
     const int64_t size = a->Tq * w.ld;
     scores(c, a, &w);
     for (int i = 0; i < a->B * a->H; i++)
-        c->dev->gemm(c, false, true, a->Tq, a->Tk, a->D, 1,
-                     of(a->dout, a->os, i / a->H, i % a->H), a->os.t,
-                     of(a->v, a->vs, i / a->H, i % a->H), a->vs.t, 0, w.dp + i * size, w.ld);
+        c->dev->gemm(c, false, true, a->Tq, a->Tk, a->D, 1, of(a->dout, a->os, i / a->H, i % a->H),
+                     a->os.t, of(a->v, a->vs, i / a->H, i % a->H), a->vs.t, 0, w.dp + i * size,
+                     w.ld);
 #pragma omp parallel for num_threads(c->n_threads)
     for (int64_t row = 0; row < (int64_t)a->B * a->H * a->Tq; row++) {
-        float *s = w.s + row * w.ld,
-              *slope = slopes ? w.slope + omp_get_thread_num() * w.ld : NULL;
+        float *s = w.s + row * w.ld, *slope = slopes ? w.slope + omp_get_thread_num() * w.ld : NULL;
         finish_row(a, row, s, w.ld, slope, w.visible + omp_get_thread_num() * w.ld);
         backward_row(a, row, s, w.dp + row * w.ld, slope, w.ld);
     }

@@ -223,8 +223,7 @@ static void finish_row(const FlashArgs *a, const Tile *t, int i, float *s, float
     if (slope)
         for (int j = t->begin; j < t->cols; j++)
             slope[j] = flex_score_grad(s[j], b, h, q, col + j, env);
-    for (int j = t->begin; j < t->cols; j++)
-        s[j] = LOG2E * flex_score(s[j], b, h, q, col + j, env);
+    for (int j = t->begin; j < t->cols; j++) s[j] = LOG2E * flex_score(s[j], b, h, q, col + j, env);
 #else
     (void)slope;
 #endif
@@ -367,8 +366,8 @@ static void backward_pack(const FlashArgs *a, const Geometry *g, BackwardHead he
               a->q + b * a->qs.b + h * a->qs.h + row * a->qs.t, a->qs.t, rows, round_up(rows, 4),
               a->D, factor);
     pack_rows(head.dout + (int64_t)row * g->d_pad, g->d_pad,
-              a->dout + b * a->os.b + h * a->os.h + row * a->os.t, a->os.t, rows,
-              round_up(rows, 4), a->D, 1.0f);
+              a->dout + b * a->os.b + h * a->os.h + row * a->os.t, a->os.t, rows, round_up(rows, 4),
+              a->D, 1.0f);
     for (int i = row; i < row + rows; i++) {
         const float *o = a->out + b * a->os.b + h * a->os.h + i * a->os.t,
                     *d_o = head.dout + (int64_t)i * g->d_pad;

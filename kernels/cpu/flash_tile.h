@@ -45,10 +45,10 @@ FLASH_INLINE void product_block(const int rows, const int vecs, const Product *p
         for (int n = 0; n < vecs; n++) vec_store(C + i * ldc + n * VW, acc[i][n]);
 }
 
-#define PRODUCT_BLOCK(ROWS, VECS)                                                           \
-    static __attribute__((noinline)) void product_##ROWS##x##VECS(                          \
-        const Product *p, const float *A, const float *B, float *C) {                       \
-        product_block(ROWS, VECS, p, A, B, C);                                              \
+#define PRODUCT_BLOCK(ROWS, VECS)                                     \
+    static __attribute__((noinline)) void product_##ROWS##x##VECS(    \
+        const Product *p, const float *A, const float *B, float *C) { \
+        product_block(ROWS, VECS, p, A, B, C);                        \
     }
 /* clang-format off */
 PRODUCT_BLOCK(12, 1) PRODUCT_BLOCK(4, 1)
@@ -59,9 +59,9 @@ PRODUCT_BLOCK(6, 4) PRODUCT_BLOCK(4, 4)
 #else
 PRODUCT_BLOCK(6, 2) PRODUCT_BLOCK(4, 2)
 #endif
-/* clang-format on */
+    /* clang-format on */
 
-typedef void (*ProductBlock)(const Product *, const float *, const float *, float *);
+    typedef void (*ProductBlock)(const Product *, const float *, const float *, float *);
 
 /* Enough sums in flight to hide the latency of the multiply-add, few enough to stay in registers.
  * [vectors - 1]: the tall block, its rows, and the block of 4 rows for what is left. */
@@ -98,8 +98,8 @@ static inline void product(const Product *p) {
 
 /* to (d_pad rows of ld) = transposed from (n rows of D, stride t); zero beyond n (to n_pad) and
  * beyond D. n_pad a multiple of 4. */
-static inline void pack_transposed(float *to, int ld, const float *from, int64_t t, int n, int n_pad,
-                            int D) {
+static inline void pack_transposed(float *to, int ld, const float *from, int64_t t, int n,
+                                   int n_pad, int D) {
     int j = 0;
     for (; j + 4 <= n; j += 4) {
         const float *r = from + j * t;
@@ -125,8 +125,8 @@ static inline void pack_transposed(float *to, int ld, const float *from, int64_t
 }
 
 /* to (n_pad rows of d_pad) = factor from (n rows of D, stride t), zero beyond. */
-static inline void pack_rows(float *to, int d_pad, const float *from, int64_t t, int n, int n_pad, int D,
-                      float factor) {
+static inline void pack_rows(float *to, int d_pad, const float *from, int64_t t, int n, int n_pad,
+                             int D, float factor) {
     for (int i = 0; i < n; i++) {
         float *o = to + (int64_t)i * d_pad;
         const float *r = from + i * t;

@@ -68,8 +68,7 @@ static void FN(attn_backward)(const AttnArgs *a) {
                           at_v = b * a->vs.b + j * a->vs.t + h * a->vs.h;
             const REAL *k = (const REAL *)a->k + at_k, *v = (const REAL *)a->v + at_v;
             REAL slope;
-            const REAL s =
-                FN(score)(a, a->scale * FN(dot)(q, k, a->D), b, h, at, j, &slope);
+            const REAL s = FN(score)(a, a->scale * FN(dot)(q, k, a->D), b, h, at, j, &slope);
             const REAL p = (REAL)exp(s - ((const REAL *)a->lse)[row]);
             const REAL ds = a->scale * slope * p * (FN(dot)(dout, v, a->D) - delta);
             for (int d = 0; d < a->D; d++) {
