@@ -38,7 +38,8 @@
     X(GATE_ADD, gate_add)                     \
     X(GEGLU, geglu)                           \
     X(FLOW_NOISE, flow_noise)                 \
-    X(MSE_LOSS, mse_loss)
+    X(MSE_LOSS, mse_loss)                     \
+    X(COPY, copy)
 
 #define OP_ENUM(NAME, name) OP_##NAME,
 typedef enum { OP_LIST(OP_ENUM) OP_COUNT } Op;
@@ -150,6 +151,14 @@ typedef struct Flow {
     Tensor *x_t, *v;
 } Flow;
 Flow op_flow_noise(Ctx *c, Tensor *x0, Tensor *z, Tensor *t);
+
+/* A KV cache is a buffer (rows, C) of c->dtype that outlives the step. Copies x (1, T, C) behind
+ * its rows first .. first + n - 1 and returns the window as a view (1, n + T, C): no memory of its
+ * own, no gradient. The buffer must have first + n + T rows. */
+Tensor *op_cache_extend(Ctx *c, Tensor *buffer, int64_t first, int64_t n, Tensor *x);
+
+/* Moves rows first .. first + n - 1 of the buffer to its start; first >= n. */
+void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n);
 
 /* mean((x - target)^2), summed in double in an order that does not depend on the threads -> float64
  * (1). */

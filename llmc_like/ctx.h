@@ -52,6 +52,7 @@ struct Ctx {
     bool recording; /* ops go on the tape; off in evaluation and sampling */
     uint64_t seed;
 
+    Arena headers;     /* the tensors' own structs; real in a dry context too */
     Arena activations; /* refilled from its start by each step */
     Arena gradients;   /* behind the pool */
     Pool pool;
@@ -74,6 +75,10 @@ void ctx_step_begin(Ctx *c);
 /* A new tensor in the activations arena (of c->dtype, or of the dtype given); contents undefined.
  */
 Tensor *ctx_tensor(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape);
+
+/* A tensor over the caller's own memory, which must live as long as the step. */
+Tensor *ctx_input(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape,
+                  const void *data);
 
 /* `bytes` of scratch for the kernel that runs now: valid until the next ctx_workspace. One block,
  * kept and grown. */
