@@ -12,6 +12,7 @@ static double clock_s(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Batches go round the buffers, so a batch's number alone says where it lies. */
 static char *buffer_of(const Loader *l, uint64_t index) {
     return l->memory + (size_t)(index % (uint64_t)l->n_buffers) * l->stride;
 }
@@ -29,6 +30,8 @@ static void *work(void *argument) {
             pthread_cond_wait(&l->freed, &l->lock);
             continue;
         }
+        /* The buffer of batch `made` is nobody else's until `made` is counted up, so fn runs
+         * without the lock and the caller takes ready batches meanwhile. */
         uint64_t index = l->made;
         pthread_mutex_unlock(&l->lock);
         Err e = {""};
@@ -80,7 +83,7 @@ const void *loader_next(Loader *l, uint64_t *index, double *waited_s, Err *e) {
     CHECK(l->running, "loader_next of a loader that is not running");
     double waited = 0.0;
     pthread_mutex_lock(&l->lock);
-    if (l->holding) {
+    if (l->holding) { /* the caller asks for the next one, so the one before is done with */
         l->holding = false;
         pthread_cond_signal(&l->freed);
     }

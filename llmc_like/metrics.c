@@ -57,6 +57,7 @@ void metrics_number(Metrics *m, const char *key, double value) {
     if (m->fd < 0) return;
     put_key(m, key);
     char text[40] = "null";
+    /* 17 digits always read back as the same double; mostly fewer do. */
     for (int digits = 6; isfinite(value) && digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, value);
         if (strtod(text, NULL) == value) break;
@@ -132,6 +133,7 @@ int metrics_open(Metrics *m, const char *path, int64_t first_step, Err *e) {
         if (read_whole_file(path, &text, &size, e)) return -1;
         kept = sift(text, size, first_step);
     }
+    /* Rewritten whole rather than cut in place: a kill in between leaves the old file. */
     int status = atomic_save(path, text ? text : "", kept, e);
     free(text);
     if (status) return -1;

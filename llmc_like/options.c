@@ -97,8 +97,8 @@ static void spell_list(const char *list, char *buf, size_t size) {
 }
 
 static int no_number(const Option *r, const char *text, const char *what, Err *e) {
-    return err_set(e, "--%s is '%.200s', but %s is expected; --help shows the default",
-                   r->name, text, what);
+    return err_set(e, "--%s is '%.200s', but %s is expected; --help shows the default", r->name,
+                   text, what);
 }
 
 static int in_range(const Option *r, const char *text, double v, Err *e) {

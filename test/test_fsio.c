@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "llmc_like/fsio.h"
 #include "test/scratch.h"
@@ -108,6 +109,37 @@ static void full_disk(void **state) {
     assert_non_null(strstr(e2.text, "untouched"));
     assert_holds(path, "old");
     assert_int_equal(files_in(folder), 1);
+}
+
+/* A writer killed at any moment leaves one of the two contents, whole. */
+static void killed(void **state) {
+    enum { SIZE = 1 << 16, ROUNDS = 25 };
+    char path[SCRATCH_PATH];
+    Err e = {""};
+    scratch_path(state, "killed.bin", path);
+    char *content = malloc(SIZE), *text;
+    assert_non_null(content);
+    memset(content, 'a', SIZE);
+    assert_int_equal(atomic_save(path, content, SIZE, &e), 0);
+    for (int round = 0; round < ROUNDS; round++) {
+        pid_t writer = fork();
+        assert_true(writer >= 0);
+        for (int k = 0; writer == 0; k++) {
+            memset(content, 'a' + k % 26, SIZE);
+            if (atomic_save(path, content, SIZE, &e)) _exit(1);
+        }
+        usleep(500 + 311 * (useconds_t)round);
+        int status;
+        assert_int_equal(kill(writer, SIGKILL), 0);
+        assert_int_equal(waitpid(writer, &status, 0), writer);
+        assert_true(WIFSIGNALED(status));
+        size_t n;
+        assert_int_equal(read_whole_file(path, &text, &n, &e), 0);
+        assert_int_equal(n, SIZE);
+        for (int i = 1; i < SIZE; i++) assert_true(text[i] == text[0]);
+        free(text);
+    }
+    free(content);
 }
 
 /* /dev/full says "no space left" to every write. */
@@ -210,10 +242,11 @@ static void reads_and_maps(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(replaces),         cmocka_unit_test(writers_do_not_meet),
-        cmocka_unit_test(full_disk),        cmocka_unit_test(no_space_sentence),
-        cmocka_unit_test(read_only_folder), cmocka_unit_test(bad_paths),
-        cmocka_unit_test(folders),          cmocka_unit_test(reads_and_maps),
+        cmocka_unit_test(replaces),          cmocka_unit_test(writers_do_not_meet),
+        cmocka_unit_test(full_disk),         cmocka_unit_test(killed),
+        cmocka_unit_test(no_space_sentence), cmocka_unit_test(read_only_folder),
+        cmocka_unit_test(bad_paths),         cmocka_unit_test(folders),
+        cmocka_unit_test(reads_and_maps),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
