@@ -60,7 +60,7 @@ Optim optim_default(void);
 double optim_step(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip);
 
 /* Bytes of scratch that optim_step takes: per thread two matrices as large as the largest of Muon's
- * and three squares of its shorter side. */
+ * and two squares of the longest shorter side. */
 size_t optim_workspace(const Ctx *c, const ParamTable *p);
 
 /* Floating-point operations of one update's matrix products as the formulas above have them (a
@@ -81,20 +81,25 @@ typedef struct AdamStep {
     float eps;
 } AdamStep;
 
-/* One table per device: cpu_optim of each instruction set, plain_optim. float32; arrays of n
- * numbers that do not overlap. Each makes one pass over memory, shared by c->n_threads threads or,
- * called inside a parallel region, by the calling thread alone. */
+/* One table per device: cpu_optim of each instruction set, plain_optim. float32; arrays that do not
+ * overlap. Each makes one pass over memory. */
 typedef struct OptimKernels {
     /* m = b1 m + (1 - b1) s g;  v = b2 v + (1 - b2) (s g)^2;
-     * w = keep w - step m / (v_scale sqrt(v) + eps) */
+     * w = keep w - step m / (v_scale sqrt(v) + eps); s = grad_scale. n numbers, shared by
+     * c->n_threads threads. */
     void (*adam)(Ctx *c, float *w, float *m, float *v, const float *g, int64_t n,
                  const AdamStep *s);
-    /* m = mu m + (1 - mu) s g;  out = mu m + (1 - mu) s g. Returns the sum of out's squares, in
+
+    /* The rest runs in the calling thread alone: optim_step gives each thread matrices of its own.
+     * m = mu m + (1 - mu) s g;  out = mu m + (1 - mu) s g. Returns the sum of out's squares, in
      * double. */
-    double (*muon_momentum)(Ctx *c, float *out, float *m, const float *g, int64_t n, float mu,
+    double (*muon_momentum)(float *out, float *m, const float *g, int64_t n, float mu,
                             float one_minus_mu, float grad_scale);
     /* w = keep w - step x */
-    void (*muon_apply)(Ctx *c, float *w, const float *x, int64_t n, float keep, float step);
+    void (*muon_apply)(float *w, const float *x, int64_t n, float keep, float step);
+    /* Completes a symmetric n x n matrix of which only the lower triangle counts, adds `diagonal`
+     * to its diagonal, and copies the result to `copy` unless that is NULL. */
+    void (*symmetrise)(float *a, float *copy, int64_t n, float diagonal);
 } OptimKernels;
 
 extern const OptimKernels plain_optim;
