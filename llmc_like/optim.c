@@ -31,6 +31,7 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 /* Numbers in a block of scratch that holds n: a multiple of a cache line. */
 static size_t padded(int64_t n) { return ((size_t)n + 15) / 16 * 16; }
 
+/* Floats of scratch for one thread. */
 static size_t scratch_floats(const ParamTable *p, size_t *matrix, size_t *square) {
     int64_t numel = 0, side = 0;
     for (int i = 0; i < p->n; i++) {
@@ -46,12 +47,35 @@ static size_t scratch_floats(const ParamTable *p, size_t *matrix, size_t *square
 
 size_t optim_workspace(const Ctx *c, const ParamTable *p) {
     size_t matrix, square;
-    return (size_t)c->n_threads * scratch_floats(p, &matrix, &square) * sizeof(float);
+    return (size_t)c->n_threads * scratch_floats(p, &matrix, &square) * sizeof(float) +
+           (size_t)p->n * sizeof(int);
 }
 
-/* The lower triangle of the n x n matrix C = alpha op(A) op(B) + beta C, whose product is symmetric:
- * panel after panel of rows, each only as far as the diagonal's end. Four panels do 5/8 of the work;
- * more of them save little and leave gemm less to do at a time. */
+static double muon_flops(const Param *row, int steps) {
+    const double rows = (double)row->tensor.shape[0], cols = (double)row->tensor.shape[1];
+    const double r = fmin(rows, cols), k = fmax(rows, cols);
+    return steps * (4 * r * r * k + 2 * r * r * r);
+}
+
+/* The numbers of Muon's rows, by falling cost; how many there are. */
+static int muon_order(const ParamTable *p, int *order) {
+    int n = 0;
+    for (int i = 0; i < p->n; i++) {
+        const Param *row = &p->row[i];
+        if (row->group != GROUP_MUON) continue;
+        CHECK(row->tensor.ndim == 2, "%s: Muon is for matrices, this has %d dimensions",
+              row->tensor.name, row->tensor.ndim);
+        int at = n++;
+        for (; at > 0 && muon_flops(&p->row[order[at - 1]], 1) < muon_flops(row, 1); at--)
+            order[at] = order[at - 1];
+        order[at] = i;
+    }
+    return n;
+}
+
+/* The lower triangle of the n x n matrix C = alpha op(A) op(B) + beta C, whose product is
+ * symmetric: panel after panel of rows, each only as far as the diagonal's end. Four panels do 5/8
+ * of the work; more of them save little and leave gemm less to do at a time. */
 static void gemm_lower(Ctx *c, bool ta, bool tb, int64_t n, int64_t K, float alpha, const float *A,
                        int64_t lda, const float *B, int64_t ldb, float beta, float *C) {
     const int64_t panel = larger(64, (n + 3) / 4);
@@ -95,8 +119,8 @@ static void muon_update(Ctx *c, const OptimRule *o, Param *row, MuonScratch s, d
                         float grad_scale) {
     Tensor *t = &row->tensor;
     const int64_t n = tensor_numel(t), rows = t->shape[0], cols = t->shape[1];
-    const double sum = c->dev->optim->muon_momentum(
-        s.x, row->m, t->grad, n, (float)o->momentum, (float)(1 - o->momentum), grad_scale);
+    const double sum = c->dev->optim->muon_momentum(s.x, row->m, t->grad, n, (float)o->momentum,
+                                                    (float)(1 - o->momentum), grad_scale);
     const float scale =
         newton_schulz(c, &s, rows, cols, o->ns_steps, (float)(1 / (sqrt(sum) + 1e-7)));
     const double shape = sqrt(fmax(1, (double)rows / (double)cols));
@@ -108,19 +132,16 @@ static void muon_update(Ctx *c, const OptimRule *o, Param *row, MuonScratch s, d
  * on one core as a share of them would, no thread waits inside a product, and the result cannot
  * depend on the number of threads. */
 static void muon_step(Ctx *c, const OptimRule *o, ParamTable *p, double lr, float grad_scale) {
+    float *scratch = ctx_workspace(c, optim_workspace(c, p));
     size_t matrix, square;
     const size_t size = scratch_floats(p, &matrix, &square);
-    float *scratch = ctx_workspace(c, (size_t)c->n_threads * size * sizeof(float));
-    for (int i = 0; i < p->n; i++)
-        CHECK(p->row[i].group != GROUP_MUON || p->row[i].tensor.ndim == 2,
-              "%s: Muon is for matrices, this has %d dimensions", p->row[i].tensor.name,
-              p->row[i].tensor.ndim);
+    int *order = (int *)(scratch + (size_t)c->n_threads * size);
+    const int n = muon_order(p, order);
 #pragma omp parallel for num_threads(c->n_threads) schedule(dynamic, 1)
-    for (int i = 0; i < p->n; i++) {
-        if (p->row[i].group != GROUP_MUON) continue;
+    for (int i = 0; i < n; i++) {
         float *own = scratch + (size_t)omp_get_thread_num() * size;
         const MuonScratch s = {own, own + matrix, own + 2 * matrix, own + 2 * matrix + square};
-        muon_update(c, o, &p->row[i], s, lr, grad_scale);
+        muon_update(c, o, &p->row[order[i]], s, lr, grad_scale);
     }
 }
 
@@ -165,12 +186,8 @@ double optim_step(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip
 
 double optim_flops(const Optim *o, const ParamTable *p) {
     double flops = 0;
-    for (int i = 0; i < p->n; i++) {
-        const Tensor *t = &p->row[i].tensor;
-        if (p->row[i].group != GROUP_MUON) continue;
-        const double r = (double)smaller(t->shape[0], t->shape[1]);
-        const double k = (double)larger(t->shape[0], t->shape[1]);
-        flops += o->rule[GROUP_MUON].ns_steps * (4 * r * r * k + 2 * r * r * r);
-    }
+    for (int i = 0; i < p->n; i++)
+        if (p->row[i].group == GROUP_MUON)
+            flops += muon_flops(&p->row[i], o->rule[GROUP_MUON].ns_steps);
     return flops;
 }
