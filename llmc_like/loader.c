@@ -58,7 +58,9 @@ int loader_init(Loader *l, LoaderFn fn, void *user, size_t batch_bytes, int n_bu
     l->made = l->taken = first;
     l->stride = (batch_bytes + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
     atomic_init(&l->stopping, false);
-    l->memory = aligned_alloc(BUFFER_ALIGN, l->stride * (size_t)n_buffers);
+    size_t bytes;
+    bool too_many = __builtin_mul_overflow(l->stride, (size_t)n_buffers, &bytes);
+    l->memory = too_many ? NULL : aligned_alloc(BUFFER_ALIGN, bytes);
     if (!l->memory)
         return err_set(e, "no memory for %d batches of %zu bytes: choose a smaller batch",
                        n_buffers, batch_bytes);
