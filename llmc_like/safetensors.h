@@ -35,8 +35,9 @@ typedef struct StFile {
     StEntry
         *entry; /* n of them, in the order of the header: for (i = 0; i < f.n; i++) f.entry[i] */
     int n;
-    int *by_name;       /* entry numbers, sorted by name */
-    struct cJSON *json; /* the header; owns names and metadata */
+    const StEntry **by_name;  /* all of them, sorted by name */
+    struct cJSON *json;       /* the header; owns names and metadata */
+    const struct cJSON *meta; /* in json; NULL: none */
     MappedFile map;
     void **copy; /* per entry: its data again where it lies askew in the file, else NULL */
 } StFile;

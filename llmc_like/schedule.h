@@ -7,8 +7,7 @@
 
 /* step < warmup:  step / warmup           so step 0 changes nothing
  * otherwise:      0.5 (1 + cos(pi (step - warmup) / (total - warmup)))
- * and 0 from step `total` on. warmup 0: no warm-up. total <= warmup: the factor stays 1 after the
- * warm-up until total. */
+ * and 0 from step `total` on. warmup 0: no warm-up. */
 double schedule_warmup_cosine(int64_t step, int64_t warmup, int64_t total);
 
 /* step < warmup: step / warmup; then 1. */
