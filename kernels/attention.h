@@ -44,6 +44,11 @@ int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int
               Err *e);
 void mask_free(Mask *m);
 
+/* Where the code of its expressions is compiled and kept: cache, a folder (made with mode 0700
+ * where it is missing), and compiler, NULL for cc. Without this call nothing is kept. Main decides
+ * the folder; see kernels/flex/flex.h on what makes one safe. Does nothing for other masks. */
+void mask_set_build(Mask *m, const char *cache, const char *compiler);
+
 /* Whether the query at position q sees the key at position k. Slow; for tests, vanilla and plans.
  */
 bool mask_sees(const Mask *m, int b, int h, int q, int k);
