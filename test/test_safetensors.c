@@ -119,22 +119,56 @@ static void smallest(void **state) {
     st_close(&f);
 }
 
-/* A header of odd length puts all numbers askew; and keys of entries may come in any order. */
+/* Headers of other lengths put numbers askew; and keys of entries may come in any order. */
 static void foreign_file(void **state) {
+    char path[SCRATCH_PATH], header[256];
+    Err e = {""};
+    int copies = 0;
+    scratch_path(state, "foreign.safetensors", path);
+    for (int spaces = 0; spaces < 4; spaces++) {
+        StFile f;
+        snprintf(header, sizeof header,
+                 "{\"b\":{\"shape\":[2],\"data_offsets\":[1,9],\"dtype\":\"I32\"},"
+                 "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}%*s",
+                 spaces, "");
+        write_raw(path, header, 9);
+        if (st_open(path, &f, &e)) fail_msg("%s", e.text);
+        const StEntry *t = st_find(&f, "b");
+        assert_int_equal((uintptr_t)t->data % 4, 0);
+        assert_int_equal(((const int32_t *)t->data)[0], 0x04030201);
+        assert_int_equal(((const int32_t *)t->data)[1], 0x08070605);
+        copies += f.copy[0] != NULL;
+        st_close(&f);
+    }
+    assert_int_equal(copies, 3);
+}
+
+/* Our own headers are padded, whatever their length, so that mapped numbers are aligned in place.
+ */
+static void alignment(void **state) {
     char path[SCRATCH_PATH];
     Err e = {""};
-    StFile f;
-    scratch_path(state, "foreign.safetensors", path);
-    write_raw(path,
-              "{\"b\":{\"shape\":[2],\"data_offsets\":[1,9],\"dtype\":\"I32\"},"
-              "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}} ",
-              9);
-    if (st_open(path, &f, &e)) fail_msg("%s", e.text);
-    const StEntry *t = st_find(&f, "b");
-    assert_int_equal((uintptr_t)t->data % 4, 0);
-    assert_int_equal(((const int32_t *)t->data)[0], 0x04030201);
-    assert_int_equal(((const int32_t *)t->data)[1], 0x08070605);
-    st_close(&f);
+    scratch_path(state, "aligned.safetensors", path);
+    for (size_t length = 1; length <= 8; length++) {
+        char name[16] = "";
+        const double x = 2.5;
+        const uint8_t y = 7;
+        const int64_t one = 1;
+        StFile f;
+        StWriter w;
+        memset(name, 'n', length);
+        st_writer_init(&w);
+        st_writer_add(&w, "byte", DT_U8, 1, &one, &y);
+        st_writer_add(&w, name, DT_F64, 1, &one, &x);
+        assert_int_equal(st_writer_save(&w, path, &e), 0);
+        st_writer_free(&w);
+        assert_int_equal(st_open(path, &f, &e), 0);
+        assert_string_equal(f.entry[0].name, "byte");
+        assert_null(f.copy[1]);
+        assert_int_equal((uintptr_t)f.entry[1].data % 8, 0);
+        assert_true(*(const double *)f.entry[1].data == 2.5);
+        st_close(&f);
+    }
 }
 
 #define U8_AT(name, n, begin, end) \
@@ -197,6 +231,9 @@ static void bad_files(void **state) {
     assert_refused(path, "no safetensors file");
     assert_int_equal(scratch_write(path, "\xff\xff\xff\xff\xff\xff\xff\xff{}", 10), 0);
     assert_refused(path, "truncated");
+    /* one byte more of header than there is: the bytes of the length itself do not count */
+    assert_int_equal(scratch_write(path, "\x05\0\0\0\0\0\0\0{  }", 12), 0);
+    assert_refused(path, "header's length is 5 bytes, but the file has 12");
     assert_int_equal(scratch_write(path, "\x05\0\0\0\0\0\0\0{\"a\0}", 13), 0);
     assert_refused(path, "zero byte");
 
@@ -294,9 +331,9 @@ static void save_fails(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(round_trip),  cmocka_unit_test(smallest),  cmocka_unit_test(foreign_file),
-        cmocka_unit_test(bad_headers), cmocka_unit_test(bad_files), cmocka_unit_test(fuzz),
-        cmocka_unit_test(save_fails),
+        cmocka_unit_test(round_trip), cmocka_unit_test(smallest),    cmocka_unit_test(foreign_file),
+        cmocka_unit_test(alignment),  cmocka_unit_test(bad_headers), cmocka_unit_test(bad_files),
+        cmocka_unit_test(fuzz),       cmocka_unit_test(save_fails),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
