@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "data/picture.h"
+#include "llmc_like/ctx.h"
 
 int dream_write(const char *dir, const char *name, const float *x, int n, int h, int w,
                 const uint8_t background[3], Err *e) {
@@ -70,3 +71,57 @@ double dream_ball_lost(const DreamScore *s, int horizon) {
 }
 
 double dream_frames_in_rules(const DreamScore *s) { return ratio(s->frames_in_rules, s->dreams); }
+
+int dream_picture(DreamFn dream, void *self, const char *dir, const char *name,
+                  const int32_t *actions, int n, int h, int w, const uint8_t background[3],
+                  Err *e) {
+    float *x = malloc(sizeof *x * (size_t)n * (size_t)(h * w * 3));
+    CHECK(x, "no memory for a dream of %d frames", n);
+    const double t0 = now_s();
+    int status = dream(self, actions, n, 0, UINT32_MAX, x, e);
+    const double took = now_s() - t0;
+    if (status == 0) status = dream_write(dir, name, x, n, h, w, background, e);
+    if (status == 0)
+        printf("  %s/%s.png, .apng: %d frames, %.1f frames/s\n", dir, name, n, n / took);
+    free(x);
+    return status;
+}
+
+int dream_judge(DreamFn dream, void *self, uint64_t seed, int n_context, int h, int w,
+                DreamScore *score, Err *e) {
+    enum { DREAMS = 8, DREAMT = 15 };
+    const int n = n_context + DREAMT;
+    float *x = malloc(sizeof *x * (size_t)n * (size_t)(h * w * 3));
+    int32_t *actions = malloc(sizeof *actions * (size_t)n);
+    CHECK(x && actions, "no memory for dreams of %d frames", n);
+    int status = 0;
+    for (uint32_t i = 0; i < DREAMS && status == 0; i++) {
+        PongState state;
+        JudgeResult r;
+        dream_opening(seed, i, n, n_context, h, w, x, actions, &state);
+        status = dream(self, actions, n, n_context, i, x, e);
+        if (status) break;
+        judge_dream(x, n, h, w, n_context, actions, &state, &r);
+        dream_score_add(score, &r);
+    }
+    free(x);
+    free(actions);
+    return status;
+}
+
+void dream_report(const DreamScore *s, Metrics *m) {
+    char name[64];
+    printf("  dreams: paddle follows the action %.0f %%; ball off by", dream_following(s));
+    metrics_number(m, "paddle_follows_percent", dream_following(s));
+    for (int i = 0; i < JUDGE_HORIZONS; i++) {
+        printf(" %.2f px after %d,", dream_ball_error(s, i), JUDGE_HORIZON[i]);
+        snprintf(name, sizeof name, "ball_error_px_%d", JUDGE_HORIZON[i]);
+        metrics_number(m, name, dream_ball_error(s, i));
+        snprintf(name, sizeof name, "ball_lost_percent_%d", JUDGE_HORIZON[i]);
+        metrics_number(m, name, dream_ball_lost(s, i));
+    }
+    printf(" lost in %.0f %%; %.1f of %d frames within the rules\n",
+           dream_ball_lost(s, JUDGE_HORIZONS - 1), dream_frames_in_rules(s),
+           s->dreams ? s->frames_dreamed / s->dreams : 0);
+    metrics_number(m, "frames_in_rules", dream_frames_in_rules(s));
+}
