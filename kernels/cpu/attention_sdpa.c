@@ -1,11 +1,12 @@
 /* sdpa: the fused kernel with the built-in masks. */
 #include "kernels/cpu/flash_host.h"
 
-/* clang-format off: the order in which the kernel is also compiled at run time */
-#include "kernels/cpu/flash.h"
-#include "kernels/cpu/flash_tile.h"
+/* the kernel, in the order in which it is also compiled at run time */
 #include "kernels/cpu/flash_vec.h"
-/* clang-format on */
+
+#include "kernels/cpu/flash_tile.h"
+
+#include "kernels/cpu/flash.h"
 
 const FlashKernel ISA_FN(flash_builtin) = {flash_workspace, flash_forward, flash_backward};
 
