@@ -94,6 +94,12 @@ const AttnBackend *attn_find(const char *name);  /* NULL: no such backend */
  */
 int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e);
 
+/* The arguments of a recorded op_attention; attention_forward and attention_backward are its
+ * kernels on every device but plain, and call attn_run. */
+AttnArgs attention_args(const OpCall *o);
+void attention_forward(Ctx *c, const OpCall *o);
+void attention_backward(Ctx *c, const OpCall *o);
+
 /* Runs one forward or backward through c->attn with workspace from the context. Called by
  * op_attention's kernels. */
 void attn_run(Ctx *c, AttnArgs *a, bool backward);

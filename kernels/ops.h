@@ -20,25 +20,28 @@
 #include "llmc_like/ctx.h"
 
 /*      enum             kernels' name        */
-#define OP_LIST(X)                            \
-    X(LINEAR, linear)                         \
-    X(CONV2D, conv2d)                         \
-    X(SILU, silu)                             \
-    X(ADD, add)                               \
-    X(GROUPNORM, groupnorm)                   \
-    X(PATCHIFY, patchify)                     \
-    X(UNPATCHIFY, unpatchify)                 \
-    X(APPEND_REGISTERS, append_registers)     \
-    X(DROP_REGISTERS, drop_registers)         \
-    X(EMBEDDING, embedding)                   \
-    X(TIMESTEP_EMBEDDING, timestep_embedding) \
-    X(RMSNORM_MODULATE, rmsnorm_modulate)     \
-    X(QKV_ROPE, qkv_rope)                     \
-    X(ATTENTION, attention)                   \
-    X(GATE_ADD, gate_add)                     \
-    X(GEGLU, geglu)                           \
-    X(FLOW_NOISE, flow_noise)                 \
+#define OPS_WITH_BACKWARD(X)              \
+    X(LINEAR, linear)                     \
+    X(CONV2D, conv2d)                     \
+    X(SILU, silu)                         \
+    X(ADD, add)                           \
+    X(GROUPNORM, groupnorm)               \
+    X(PATCHIFY, patchify)                 \
+    X(UNPATCHIFY, unpatchify)             \
+    X(APPEND_REGISTERS, append_registers) \
+    X(DROP_REGISTERS, drop_registers)     \
+    X(EMBEDDING, embedding)               \
+    X(RMSNORM_MODULATE, rmsnorm_modulate) \
+    X(QKV_ROPE, qkv_rope)                 \
+    X(ATTENTION, attention)               \
+    X(GATE_ADD, gate_add)                 \
+    X(GEGLU, geglu)                       \
     X(MSE_LOSS, mse_loss)
+#define OPS_WITHOUT_BACKWARD(X)               \
+    X(TIMESTEP_EMBEDDING, timestep_embedding) \
+    X(FLOW_NOISE, flow_noise)                 \
+    X(COPY, copy)
+#define OP_LIST(X) OPS_WITH_BACKWARD(X) OPS_WITHOUT_BACKWARD(X)
 
 #define OP_ENUM(NAME, name) OP_##NAME,
 typedef enum { OP_LIST(OP_ENUM) OP_COUNT } Op;
@@ -150,6 +153,14 @@ typedef struct Flow {
     Tensor *x_t, *v;
 } Flow;
 Flow op_flow_noise(Ctx *c, Tensor *x0, Tensor *z, Tensor *t);
+
+/* A KV cache is a buffer (rows, C) of c->dtype that outlives the step. Copies x (1, T, C) behind
+ * its rows first .. first + n - 1 and returns the window as a view (1, n + T, C): no memory of its
+ * own, no gradient. The buffer must have first + n + T rows. */
+Tensor *op_cache_extend(Ctx *c, Tensor *buffer, int64_t first, int64_t n, Tensor *x);
+
+/* Moves rows first .. first + n - 1 of the buffer to its start; first >= n. */
+void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n);
 
 /* mean((x - target)^2), summed in double in an order that does not depend on the threads -> float64
  * (1). */

@@ -42,6 +42,7 @@ typedef struct Device {
     double (*sum_squares)(Ctx *c, const float *x,
                           int64_t n); /* in double; the same for any number of threads */
     const struct OptimKernels *optim; /* llmc_like/optim.h */
+    void (*release)(Ctx *c);          /* frees c->device_state; NULL where there is none */
 } Device;
 
 struct Ctx {
@@ -52,12 +53,14 @@ struct Ctx {
     bool recording; /* ops go on the tape; off in evaluation and sampling */
     uint64_t seed;
 
+    Arena headers;     /* the tensors' own structs; real in a dry context too */
     Arena activations; /* refilled from its start by each step */
     Arena gradients;   /* behind the pool */
     Pool pool;
     Arena workspace; /* one kernel's scratch, see ctx_workspace */
     Tape tape;
 
+    void *device_state; /* what the device keeps between calls (compiled convolutions); its own */
     const struct AttnBackend *attn; /* the backend that op_attention calls */
     OpProfile profile[PROFILE_MAX_OPS];
 };
@@ -74,6 +77,10 @@ void ctx_step_begin(Ctx *c);
 /* A new tensor in the activations arena (of c->dtype, or of the dtype given); contents undefined.
  */
 Tensor *ctx_tensor(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape);
+
+/* A tensor over the caller's own memory, which must live as long as the step. */
+Tensor *ctx_input(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape,
+                  const void *data);
 
 /* `bytes` of scratch for the kernel that runs now: valid until the next ctx_workspace. One block,
  * kept and grown. */

@@ -12,6 +12,7 @@ static double clock_s(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Batches go round the buffers, so a batch's number alone says where it lies. */
 static char *buffer_of(const Loader *l, uint64_t index) {
     return l->memory + (size_t)(index % (uint64_t)l->n_buffers) * l->stride;
 }
@@ -29,6 +30,8 @@ static void *work(void *argument) {
             pthread_cond_wait(&l->freed, &l->lock);
             continue;
         }
+        /* The buffer of batch `made` is nobody else's until `made` is counted up, so fn runs
+         * without the lock and the caller takes ready batches meanwhile. */
         uint64_t index = l->made;
         pthread_mutex_unlock(&l->lock);
         Err e = {""};
@@ -58,7 +61,9 @@ int loader_init(Loader *l, LoaderFn fn, void *user, size_t batch_bytes, int n_bu
     l->made = l->taken = first;
     l->stride = (batch_bytes + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
     atomic_init(&l->stopping, false);
-    l->memory = aligned_alloc(BUFFER_ALIGN, l->stride * (size_t)n_buffers);
+    size_t bytes;
+    bool too_many = __builtin_mul_overflow(l->stride, (size_t)n_buffers, &bytes);
+    l->memory = too_many ? NULL : aligned_alloc(BUFFER_ALIGN, bytes);
     if (!l->memory)
         return err_set(e, "no memory for %d batches of %zu bytes: choose a smaller batch",
                        n_buffers, batch_bytes);
@@ -78,7 +83,7 @@ const void *loader_next(Loader *l, uint64_t *index, double *waited_s, Err *e) {
     CHECK(l->running, "loader_next of a loader that is not running");
     double waited = 0.0;
     pthread_mutex_lock(&l->lock);
-    if (l->holding) {
+    if (l->holding) { /* the caller asks for the next one, so the one before is done with */
         l->holding = false;
         pthread_cond_signal(&l->freed);
     }

@@ -72,6 +72,7 @@ static bool take_dim(Cursor *c, int64_t *out) {
     return c->at > begin;
 }
 
+/* (), (6,), (2, 3) and (2, 3,) into a. */
 static int take_shape(Cursor *c, NpyArray *a, Err *e) {
     if (!take(c, "(")) return err_set(e, "the header's shape is no tuple");
     a->ndim = 0;
@@ -87,6 +88,7 @@ static int take_shape(Cursor *c, NpyArray *a, Err *e) {
     return 0;
 }
 
+/* The type that `descr` means: a sign for the byte order, then kind and bytes. */
 static int set_dtype(NpyArray *a, const char *descr, Err *e) {
     const char order = descr[0];
     const char *code = descr[0] ? descr + 1 : descr;
@@ -106,6 +108,7 @@ static int set_dtype(NpyArray *a, const char *descr, Err *e) {
                    descr, strchr(code, 'O') ? " (Python objects)" : "");
 }
 
+/* Keys may come in any order, as NumPy reads them. */
 static int parse_header(NpyArray *a, const char *text, size_t n, Err *e) {
     Cursor c = {text, text + n};
     bool have_descr = false, have_order = false, have_shape = false;
@@ -164,6 +167,8 @@ static int parse(NpyArray *a, Err *e) {
         return err_set(e, "truncated in its header: %zu bytes; copy it again", size);
     if (parse_header(a, (const char *)b + lead, length, e)) return -1;
 
+    /* Dimensions of 0 are left out of the product, so that (0, huge, huge) is empty and no error.
+     */
     int64_t n = 1, bytes;
     bool too_many = false, empty = false;
     for (int i = 0; i < a->ndim; i++) {

@@ -42,6 +42,14 @@ void params_add(ParamTable *p, Tensor **slot, ParamGroup group, ParamInit init, 
 
 void params_set_init_data(ParamTable *p, const float *data) { p->row[p->n - 1].init_data = data; }
 
+void params_add_linear(ParamTable *p, Tensor **weight, Tensor **bias, ParamGroup group,
+                       ParamInit bias_init, int64_t out, int64_t in, const char *name) {
+    const float bound = 1.0f / sqrtf((float)in);
+    const ParamGroup bias_group = group == GROUP_MUON ? GROUP_ADAM : group;
+    params_add(p, weight, group, INIT_UNIFORM, bound, 2, (int64_t[]){out, in}, "%s.weight", name);
+    params_add(p, bias, bias_group, bias_init, bound, 1, (int64_t[]){out}, "%s.bias", name);
+}
+
 static void initialise(Param *r, uint64_t seed, int number) {
     float *x = r->tensor.data;
     int64_t n = tensor_numel(&r->tensor);

@@ -52,6 +52,12 @@ void params_add(ParamTable *p, Tensor **slot, ParamGroup group, ParamInit init, 
     __attribute__((format(printf, 8, 9)));
 void params_set_init_data(ParamTable *p, const float *data); /* of the last row, with INIT_COPY */
 
+/* Two rows, NAME.weight (out, in) in `group` and NAME.bias (out), as torch.nn.Linear has them: both
+ * U(-1/sqrt(in), 1/sqrt(in)), or the bias zero (bias_init INIT_ZERO). A bias is no matrix: where
+ * the weight goes to Muon, it goes to Adam. */
+void params_add_linear(ParamTable *p, Tensor **weight, Tensor **bias, ParamGroup group,
+                       ParamInit bias_init, int64_t out, int64_t in, const char *name);
+
 /* Allocates values (and, for training, gradients and optimiser state, zeroed) in one go each, fills
  * the slots, and draws the initial values: number i of parameter r is element i of the stream
  * (seed, step r, RNG_INIT). */

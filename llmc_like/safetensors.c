@@ -149,10 +149,10 @@ static int parse(StFile *f, Err *e) {
     const unsigned char *b = f->map.data;
     size_t size = f->map.size;
     uint64_t length = 0;
-    if (size < 8)
+    if (size < 10)
         return err_set(e, "no safetensors file: it has %zu bytes, and the smallest has 10", size);
     for (int i = 0; i < 8; i++) length |= (uint64_t)b[i] << 8 * i;
-    if (length < 2 || b[8 % size] != '{')
+    if (b[8] != '{')
         return err_set(e, "no safetensors file: after 8 bytes of length a JSON header is expected");
     if (length > size - 8)
         return err_set(e,

@@ -25,6 +25,8 @@ double schedule_constant(int64_t step, int64_t warmup) {
 static double one_cycle(int64_t step, OneCycle c, double a, double peak, double b) {
     CHECK(c.total > 0 && c.pct_start >= 0 && c.pct_start <= 1, "total %lld, pct_start %g",
           (long long)c.total, c.pct_start);
+    /* `rise` may lie before step 0 where the run is short: then only the way down is left, as in
+     * PyTorch. */
     double at = (double)step, rise = c.pct_start * (double)c.total - 1.0;
     double end = (double)c.total - 1.0;
     if (at <= rise) return rise > 0.0 ? cosine(a, peak, at / rise) : peak;

@@ -1,0 +1,389 @@
+#include "kernels/ops.h"
+
+#include <stdlib.h>
+
+#define OP_NAME(NAME, name) [OP_##NAME] = #name,
+static const char *const names[OP_COUNT] = {OP_LIST(OP_NAME)};
+
+const char *op_name(int op) { return names[op]; }
+
+/* ---- the one way every op goes: check, allocate, compute, record ---- */
+
+static Tensor *output(Ctx *c, const OpCall *o, int ndim, const int64_t *shape) {
+    return ctx_tensor(c, names[o->op], c->dtype, ndim, shape);
+}
+
+static Tensor *output_like(Ctx *c, const OpCall *o, const Tensor *t) {
+    return output(c, o, t->ndim, t->shape);
+}
+
+static bool overlap(const Tensor *a, const Tensor *b) {
+    const char *p = a->data, *q = b->data;
+    return p && q && p < q + tensor_bytes(b) && q < p + tensor_bytes(a);
+}
+
+static void run(Ctx *c, OpCall *o) {
+    bool grad = false;
+    for (int i = 0; i < o->n_in; i++) {
+        if (!o->in[i]) continue;
+        grad |= o->in[i]->needs_grad;
+        for (int j = 0; j < o->n_out; j++)
+            CHECK(!overlap(o->in[i], o->out[j]), "%s: input %s overlaps the output", names[o->op],
+                  o->in[i]->name);
+        for (int j = 0; j < i; j++)
+            CHECK(o->in[i] != o->in[j] || !o->in[i]->needs_grad, "%s: %s is given twice",
+                  names[o->op], o->in[i]->name);
+    }
+    const OpKernel *k = &c->dev->ops[o->op];
+    CHECK(k->forward, "%s has no op %s", c->dev->name, names[o->op]);
+    double t0 = now_s();
+    if (!c->dry) k->forward(c, o);
+    OpProfile *p = &c->profile[o->op];
+    p->calls++;
+    p->forward_s += now_s() - t0;
+    p->forward_flops += op_flops(o, false);
+    p->forward_bytes += op_bytes(o, false);
+    if (!c->recording || !grad || !k->backward) return;
+    for (int j = 0; j < o->n_out; j++) o->out[j]->needs_grad = true;
+    Tape *t = &c->tape;
+    if (t->n == t->cap) {
+        t->cap = t->cap ? 2 * t->cap : 256;
+        t->call = realloc(t->call, (size_t)t->cap * sizeof *t->call);
+        CHECK(t->call, "no memory for a tape of %d calls", t->cap);
+    }
+    t->call[t->n++] = *o;
+}
+
+#define NEED(o, cond, t)                                                                           \
+    do {                                                                                           \
+        char text_[SHAPE_TEXT];                                                                    \
+        CHECK(cond, "%s: %s has shape %s", names[(o).op], (t)->name, tensor_shape_text(t, text_)); \
+    } while (0)
+
+static void need_dtype(const OpCall *o, DType want) {
+    for (int i = 0; i < o->n_in; i++)
+        CHECK(!o->in[i] || o->in[i]->dtype == want, "%s: %s is %s, not %s", names[o->op],
+              o->in[i]->name, dtype_name(o->in[i]->dtype), dtype_name(want));
+}
+
+static bool is_vector(const Tensor *t, int64_t n) {
+    return !t || (t->ndim == 1 && t->shape[0] == n);
+}
+
+/* x's shape with another last dimension */
+static Tensor *output_cols(Ctx *c, const OpCall *o, const Tensor *x, int64_t cols) {
+    int64_t shape[TENSOR_MAX_DIMS];
+    for (int i = 0; i < x->ndim; i++) shape[i] = x->shape[i];
+    shape[x->ndim - 1] = cols;
+    return output(c, o, x->ndim, shape);
+}
+
+/* ---- layers ---- */
+
+Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w) {
+    OpCall o = {.op = OP_LINEAR, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, w->weight->ndim == 2 && w->weight->shape[1] == tensor_cols(x), w->weight);
+    NEED(o, is_vector(w->bias, w->weight->shape[0]), w->bias);
+    o.out[0] = output_cols(c, &o, x, w->weight->shape[0]);
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_conv2d(Ctx *c, Tensor *x, const Conv2d *w) {
+    OpCall o = {.op = OP_CONV2D, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    const int64_t *s = w->weight->shape;
+    NEED(o, w->weight->ndim == 4 && s[1] == tensor_cols(x) && s[2] == s[3] && s[2] % 2 == 1,
+         w->weight);
+    NEED(o, is_vector(w->bias, s[0]), w->bias);
+    NEED(o, x->ndim >= 4, x);
+    o.out[0] = output_cols(c, &o, x, s[0]);
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_silu(Ctx *c, Tensor *x) {
+    OpCall o = {.op = OP_SILU, .in = {x}, .n_in = 1, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    o.out[0] = output_like(c, &o, x);
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_add(Ctx *c, Tensor *a, Tensor *b) {
+    OpCall o = {.op = OP_ADD, .in = {a, b}, .n_in = 2, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, tensor_same_shape(a, b), b);
+    o.out[0] = output_like(c, &o, a);
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_groupnorm(Ctx *c, Tensor *x, const GroupNorm *w) {
+    OpCall o = {.op = OP_GROUPNORM, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
+    o.attr.groups = w->groups;
+    o.attr.eps = 1e-5f;
+    need_dtype(&o, c->dtype);
+    NEED(o, x->ndim >= 4 && tensor_cols(x) % w->groups == 0, x);
+    NEED(o, is_vector(w->weight, tensor_cols(x)) && is_vector(w->bias, tensor_cols(x)), w->weight);
+    int64_t images = tensor_rows(x) / (x->shape[x->ndim - 2] * x->shape[x->ndim - 3]);
+    o.saved[0] = output(c, &o, 2, (int64_t[]){images, w->groups});
+    o.saved[1] = output(c, &o, 2, (int64_t[]){images, w->groups});
+    o.out[0] = output_like(c, &o, x);
+    run(c, &o);
+    return o.out[0];
+}
+
+/* ---- layout ---- */
+
+Tensor *op_patchify(Ctx *c, Tensor *x, int patch) {
+    OpCall o = {.op = OP_PATCHIFY, .in = {x}, .n_in = 1, .n_out = 1, .attr.patch = patch};
+    need_dtype(&o, c->dtype);
+    const int64_t *s = x->shape;
+    NEED(o, x->ndim == 5 && s[2] % patch == 0 && s[3] % patch == 0, x);
+    o.out[0] = output(c, &o, 4,
+                      (int64_t[]){s[0], s[1], s[2] / patch * (s[3] / patch), s[4] * patch * patch});
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_unpatchify(Ctx *c, Tensor *x, int patch, int height, int width) {
+    OpCall o = {.op = OP_UNPATCHIFY, .in = {x}, .n_in = 1, .n_out = 1, .attr.patch = patch};
+    need_dtype(&o, c->dtype);
+    const int64_t *s = x->shape;
+    NEED(o,
+         x->ndim == 4 && s[2] * patch * patch == (int64_t)height * width &&
+             s[3] == 3 * patch * patch,
+         x);
+    o.out[0] = output(c, &o, 5, (int64_t[]){s[0], s[1], height, width, 3});
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_append_registers(Ctx *c, Tensor *x, Tensor *registers) {
+    OpCall o = {.op = OP_APPEND_REGISTERS, .in = {x, registers}, .n_in = 2, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    const int64_t *s = x->shape, R = registers->shape[0];
+    NEED(o, x->ndim == 4, x);
+    NEED(o, registers->ndim == 2 && registers->shape[1] == s[3], registers);
+    o.attr.registers = (int)R;
+    o.out[0] = output(c, &o, 3, (int64_t[]){s[0], s[1] * (s[2] + R), s[3]});
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_drop_registers(Ctx *c, Tensor *x, int frames, int registers) {
+    OpCall o = {
+        .op = OP_DROP_REGISTERS, .in = {x}, .n_in = 1, .n_out = 1, .attr.registers = registers};
+    need_dtype(&o, c->dtype);
+    const int64_t *s = x->shape;
+    NEED(o, x->ndim == 3 && s[1] % frames == 0 && s[1] / frames > registers, x);
+    o.out[0] = output(c, &o, 4, (int64_t[]){s[0], frames, s[1] / frames - registers, s[2]});
+    run(c, &o);
+    return o.out[0];
+}
+
+/* ---- conditioning ---- */
+
+Tensor *op_embedding(Ctx *c, Tensor *ids, Tensor *table) {
+    OpCall o = {.op = OP_EMBEDDING, .in = {ids, table}, .n_in = 2, .n_out = 1};
+    CHECK(ids->dtype == DT_I32 && table->dtype == c->dtype, "embedding: ids are %s",
+          dtype_name(ids->dtype));
+    NEED(o, ids->ndim == 2, ids);
+    NEED(o, table->ndim == 2, table);
+    if (!c->dry)
+        for (int64_t i = 0; i < tensor_numel(ids); i++) {
+            int32_t id = ((const int32_t *)ids->data)[i];
+            CHECK(id >= 0 && id < table->shape[0], "embedding: id %d of %d", id,
+                  (int)table->shape[0]);
+        }
+    o.out[0] = output(c, &o, 3, (int64_t[]){ids->shape[0], ids->shape[1], table->shape[1]});
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_timestep_embedding(Ctx *c, Tensor *t, int64_t dim, int steps) {
+    OpCall o = {.op = OP_TIMESTEP_EMBEDDING, .in = {t}, .n_in = 1, .n_out = 1, .attr.steps = steps};
+    need_dtype(&o, DT_F32);
+    NEED(o, t->ndim == 2 && dim % 2 == 0, t);
+    o.out[0] = output(c, &o, 3, (int64_t[]){t->shape[0], t->shape[1], dim});
+    run(c, &o);
+    return o.out[0];
+}
+
+/* x (B, T, C) and mod (B, F, n C) with T = F S; parts first .. last are used */
+static void need_modulation(const OpCall *o, const Tensor *x, const Tensor *mod, int last) {
+    NEED(*o, x->ndim == 3, x);
+    NEED(*o,
+         mod->ndim == 3 && mod->shape[0] == x->shape[0] && x->shape[1] % mod->shape[1] == 0 &&
+             mod->shape[2] % x->shape[2] == 0 && mod->shape[2] / x->shape[2] > last,
+         mod);
+}
+
+Tensor *op_rmsnorm_modulate(Ctx *c, Tensor *x, Tensor *weight, Tensor *mod, int part) {
+    OpCall o = {.op = OP_RMSNORM_MODULATE, .in = {x, weight, mod}, .n_in = 3, .n_out = 1};
+    o.attr.part = part;
+    o.attr.eps = 1e-6f;
+    need_dtype(&o, c->dtype);
+    need_modulation(&o, x, mod, part + 1);
+    NEED(o, is_vector(weight, tensor_cols(x)), weight);
+    o.saved[0] = output(c, &o, 2, x->shape);
+    o.out[0] = output_like(c, &o, x);
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_gate_add(Ctx *c, Tensor *x, Tensor *y, Tensor *mod, int part) {
+    OpCall o = {.op = OP_GATE_ADD, .in = {x, y, mod}, .n_in = 3, .n_out = 1, .attr.part = part};
+    need_dtype(&o, c->dtype);
+    need_modulation(&o, x, mod, part);
+    NEED(o, tensor_same_shape(x, y), y);
+    o.out[0] = output_like(c, &o, x);
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_geglu(Ctx *c, Tensor *up, Tensor *gate) {
+    OpCall o = {.op = OP_GEGLU, .in = {up, gate}, .n_in = 2, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, tensor_same_shape(up, gate), gate);
+    o.out[0] = output_like(c, &o, up);
+    run(c, &o);
+    return o.out[0];
+}
+
+/* ---- attention ---- */
+
+Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rope, int n_heads,
+                int offset) {
+    OpCall o = {
+        .op = OP_QKV_ROPE, .in = {qkv, ln_q, ln_k, rope->sin, rope->cos}, .n_in = 5, .n_out = 3};
+    o.attr.heads = n_heads;
+    o.attr.offset = offset;
+    o.attr.eps = 1e-6f;
+    need_dtype(&o, c->dtype);
+    NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0 && offset < qkv->shape[1],
+         qkv);
+    int64_t B = qkv->shape[0], T = qkv->shape[1], H = n_heads, D = qkv->shape[2] / (3 * H);
+    NEED(o, D % 2 == 0, qkv);
+    NEED(o, is_vector(ln_q, D) && is_vector(ln_k, D), ln_q);
+    NEED(o, tensor_rows(rope->sin) >= T && tensor_cols(rope->sin) == D, rope->sin);
+    NEED(o, tensor_same_shape(rope->sin, rope->cos), rope->cos);
+    o.out[0] = output(c, &o, 4, (int64_t[]){B, T - offset, H, D});
+    o.out[1] = output(c, &o, 4, (int64_t[]){B, T, H, D});
+    o.out[2] = output(c, &o, 4, (int64_t[]){B, T, H, D});
+    run(c, &o);
+    return (Qkv){o.out[0], o.out[1], o.out[2]};
+}
+
+Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale) {
+    OpCall o = {.op = OP_ATTENTION, .in = {q, k, v}, .n_in = 3, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, q->ndim == 4, q);
+    NEED(o,
+         k->ndim == 4 && k->shape[0] == q->shape[0] && k->shape[2] == q->shape[2] &&
+             k->shape[3] == q->shape[3] && k->shape[1] >= q->shape[1] && k->shape[1] <= mask->T,
+         k);
+    NEED(o, tensor_same_shape(k, v), v);
+    o.attr.scale = scale;
+    o.attr.mask = mask;
+    o.attr.offset = (int)(k->shape[1] - q->shape[1]);
+    o.saved[0] = output(c, &o, 3, (int64_t[]){q->shape[0], q->shape[2], q->shape[1]});
+    o.out[0] = output(c, &o, 3, (int64_t[]){q->shape[0], q->shape[1], q->shape[2] * q->shape[3]});
+    if (c->dry && c->attn) {
+        AttnArgs a = attention_args(&o);
+        size_t forward = c->attn->workspace(c, &a, false),
+               backward = c->attn->workspace(c, &a, true);
+        ctx_workspace(c, forward > backward || !c->recording ? forward : backward);
+    }
+    run(c, &o);
+    return o.out[0];
+}
+
+/* ---- key and value caches ---- */
+
+static Tensor *cache_rows(Ctx *c, const Tensor *buffer, int64_t first, int64_t n) {
+    NEED((OpCall){.op = OP_COPY}, buffer->ndim == 2 && first + n <= buffer->shape[0], buffer);
+    Tensor *t = arena_alloc(&c->headers, sizeof *t);
+    *t = *buffer;
+    t->ndim = 3;
+    t->shape[0] = 1;
+    t->shape[1] = n;
+    t->shape[2] = buffer->shape[1];
+    if (!c->dry)
+        t->data =
+            (char *)buffer->data + (size_t)(first * buffer->shape[1]) * dtype_size(buffer->dtype);
+    return t;
+}
+
+static void copy(Ctx *c, Tensor *to, Tensor *from) {
+    OpCall o = {.op = OP_COPY, .in = {from}, .n_in = 1, .out = {to}, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, tensor_same_shape(to, from), from);
+    run(c, &o);
+}
+
+Tensor *op_cache_extend(Ctx *c, Tensor *buffer, int64_t first, int64_t n, Tensor *x) {
+    copy(c, cache_rows(c, buffer, first + n, x->shape[1]), x);
+    return cache_rows(c, buffer, first, n + x->shape[1]);
+}
+
+void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n) {
+    if (n) copy(c, cache_rows(c, buffer, 0, n), cache_rows(c, buffer, first, n));
+}
+
+/* ---- the task: rectified flow ---- */
+
+Flow op_flow_noise(Ctx *c, Tensor *x0, Tensor *z, Tensor *t) {
+    OpCall o = {.op = OP_FLOW_NOISE, .in = {x0, z, t}, .n_in = 3, .n_out = 2};
+    CHECK(x0->dtype == c->dtype && z->dtype == c->dtype && t->dtype == DT_F32,
+          "flow_noise: t is %s", dtype_name(t->dtype));
+    NEED(o, tensor_same_shape(x0, z), z);
+    NEED(
+        o,
+        x0->ndim == 5 && t->ndim == 2 && t->shape[0] == x0->shape[0] && t->shape[1] == x0->shape[1],
+        t);
+    o.out[0] = output_like(c, &o, x0);
+    o.out[1] = output_like(c, &o, x0);
+    run(c, &o);
+    return (Flow){o.out[0], o.out[1]};
+}
+
+Tensor *op_mse_loss(Ctx *c, Tensor *x, Tensor *target) {
+    OpCall o = {.op = OP_MSE_LOSS, .in = {x, target}, .n_in = 2, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, tensor_same_shape(x, target), target);
+    o.out[0] = ctx_tensor(c, names[o.op], DT_F64, 1, (int64_t[]){1});
+    run(c, &o);
+    return o.out[0];
+}
+
+/* ---- work ---- */
+
+double op_flops(const OpCall *o, bool backward) {
+    const Tensor *x = o->in[0], *w = o->in[1];
+    double products = (x->needs_grad ? 1 : 0) + (w && w->needs_grad ? 1 : 0); /* dX and dW */
+    switch (o->op) {
+        case OP_LINEAR:
+        case OP_CONV2D: /* a row of the output is a row of patches times the weight */
+            return 2.0 * (double)tensor_rows(x) * (double)tensor_numel(w) *
+                   (backward ? products : 1);
+        case OP_ATTENTION: {
+            const int64_t *q = x->shape; /* forward: q k' and p v; backward: five such products */
+            double pairs = mask_visible(o->attr.mask, (int)q[1], (int)w->shape[1], o->attr.offset);
+            return (backward ? 10.0 : 4.0) * (double)(q[0] * q[2] * q[3]) * pairs;
+        }
+        default:
+            return 0;
+    }
+}
+
+double op_bytes(const OpCall *o, bool backward) {
+    double n = 0;
+    for (int i = 0; i < o->n_in; i++)
+        if (o->in[i])
+            n += (double)tensor_bytes(o->in[i]) * (backward && o->in[i]->needs_grad ? 2 : 1);
+    for (int j = 0; j < o->n_out; j++) n += (double)tensor_bytes(o->out[j]);
+    return n;
+}

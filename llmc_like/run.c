@@ -1,0 +1,177 @@
+#include "llmc_like/run.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/ops.h"
+
+static const double MiB = 1024.0 * 1024.0;
+
+/* ---- memory ---- */
+
+size_t memory_total(const MemoryRow *row, int n) {
+    size_t sum = 0;
+    for (int i = 0; i < n; i++) sum += row[i].bytes;
+    return sum;
+}
+
+void memory_print(const MemoryRow *row, int n, FILE *out) {
+    fprintf(out, "memory, MiB\n");
+    for (int i = 0; i < n; i++)
+        if (row[i].bytes) fprintf(out, "  %-24s %10.1f\n", row[i].name, (double)row[i].bytes / MiB);
+    fprintf(out, "  %-24s %10.1f\n", "together", (double)memory_total(row, n) / MiB);
+}
+
+/* The number behind `key` in a file of the system; -1 where there is none. key "": the first one.
+ */
+static double system_number(const char *path, const char *key) {
+    FILE *f = fopen(path, "r");
+    double value = -1;
+    char line[256];
+    while (f && fgets(line, sizeof line, f)) {
+        if (strncmp(line, key, strlen(key))) continue;
+        char *end, *text = line + strlen(key);
+        double v = strtod(text, &end);
+        if (end != text) value = v;
+        break;
+    }
+    if (f) fclose(f);
+    return value;
+}
+
+int memory_check(size_t bytes, Err *e) {
+    double left = system_number("/proc/meminfo", "MemAvailable:") * 1024;
+    double limit = system_number("/sys/fs/cgroup/memory.max", "");
+    double used = system_number("/sys/fs/cgroup/memory.current", "");
+    used -= fmax(0, system_number("/sys/fs/cgroup/memory.stat", "file ")); /* cache gives way */
+    if (limit > 0 && used >= 0 && (left < 0 || limit - used < left)) left = limit - used;
+    if (left < 0 || (double)bytes <= left) return 0;
+    return err_set(e,
+                   "this run needs %.0f MiB and the machine has %.0f MiB left; choose a smaller "
+                   "--batch (with --accumulate for the same gradient), --preset or --attn sdpa",
+                   (double)bytes / MiB, left / MiB);
+}
+
+/* ---- the machine ---- */
+
+double peak_gflops(Ctx *c) {
+    enum { N = 1024, REPEATS = 12 };
+    float *a = ctx_workspace(c, 3 * sizeof(float) * N * N), *b = a + N * N, *product = b + N * N;
+    for (int i = 0; i < 2 * N * N; i++) a[i] = (float)(i % 13) - 6.0f;
+    double best = INFINITY;
+    for (int r = 0; r < REPEATS; r++) {
+        const double t0 = now_s();
+        c->dev->gemm(c, false, true, N, N, N, 1, a, N, b, N, 0, product, N);
+        best = fmin(best, now_s() - t0);
+    }
+    return 2e-9 * N * N * N / best;
+}
+
+/* ---- Ctrl-C ---- */
+
+static sigset_t held_signals(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    return set;
+}
+
+void interrupts_hold(void) {
+    const sigset_t set = held_signals();
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+bool interrupted(void) {
+    sigset_t pending;
+    sigpending(&pending);
+    return sigismember(&pending, SIGINT) || sigismember(&pending, SIGTERM);
+}
+
+/* ---- one step ---- */
+
+static void time_left(double s, char text[32]) {
+    if (s < 100)
+        snprintf(text, 32, "%.0f s", s);
+    else if (s < 6000)
+        snprintf(text, 32, "%.0f min", s / 60);
+    else
+        snprintf(text, 32, "%.1f h", s / 3600);
+}
+
+int run_log_step(RunLog *r, int64_t step, const StepFigures *f, Err *e) {
+    const double now = now_s(), took = r->last_s > 0 ? now - r->last_s : f->step_s;
+    r->mean_step_s = r->mean_step_s > 0 ? 0.95 * r->mean_step_s + 0.05 * took : took;
+    r->last_s = now;
+    const double rate = r->units_per_step / f->step_s;
+    char eta[32], share[32] = "";
+    time_left(r->mean_step_s * (double)(r->total_steps - step - 1), eta);
+    if (r->peak > 0)
+        snprintf(share, sizeof share, "  %3.0f %% of peak", 1e-7 * f->flops / f->step_s / r->peak);
+    printf("step %5" PRId64 "/%" PRId64
+           "  loss %.5f  norm %7.4f  lr %.2e  %7.1f ms  %.0f %s/s%s  %s left\n",
+           step + 1, r->total_steps, f->loss, f->grad_norm, f->lr, 1e3 * f->step_s, rate, r->unit,
+           share, eta);
+    fflush(stdout);
+    char rate_name[32];
+    snprintf(rate_name, sizeof rate_name, "%s_per_s", r->unit);
+    Metrics *m = &r->metrics;
+    metrics_begin(m, step);
+    metrics_number(m, "loss", f->loss);
+    metrics_number(m, "grad_norm", f->grad_norm);
+    metrics_number(m, "lr", f->lr);
+    metrics_number(m, "step_ms", 1e3 * f->step_s);
+    metrics_number(m, "forward_ms", 1e3 * f->forward_s);
+    metrics_number(m, "backward_ms", 1e3 * f->backward_s);
+    metrics_number(m, "update_ms", 1e3 * f->update_s);
+    metrics_number(m, "wait_ms", 1e3 * f->wait_s);
+    metrics_number(m, rate_name, rate);
+    metrics_number(m, "attn_forward_ms", 1e3 * f->attn_forward_s);
+    metrics_number(m, "attn_backward_ms", 1e3 * f->attn_backward_s);
+    return metrics_end(m, e);
+}
+
+/* ---- the profile ---- */
+
+static void profile_side(const char *name, const char *pass, double calls, double s, double flops,
+                         double bytes, double all_s, double peak, FILE *out) {
+    if (s <= 0) return;
+    fprintf(out, "  %-20s %-9s %6.0f %9.2f %6.1f", name, pass, calls, 1e3 * s, 100 * s / all_s);
+    if (flops > 0)
+        fprintf(out, " %8.1f %5.0f\n", 1e-9 * flops / s, peak > 0 ? 1e-7 * flops / s / peak : 0);
+    else
+        fprintf(out, " %8s %5s %7.1f\n", "", "", 1e-9 * bytes / s);
+}
+
+void profile_print(const Ctx *c, int64_t steps, double peak, FILE *out) {
+    const double n = (double)(steps > 0 ? steps : 1);
+    double all = 0;
+    int order[OP_COUNT];
+    for (int i = 0; i < OP_COUNT; i++) {
+        all += (c->profile[i].forward_s + c->profile[i].backward_s) / n;
+        int at = i;
+        const double s = c->profile[i].forward_s + c->profile[i].backward_s;
+        for (; at > 0; at--) { /* insertion sort by time */
+            const OpProfile *p = &c->profile[order[at - 1]];
+            if (p->forward_s + p->backward_s >= s) break;
+            order[at] = order[at - 1];
+        }
+        order[at] = i;
+    }
+    fprintf(out, "a step by op (mean of %" PRId64 "; peak %.0f GFLOP/s)\n", steps, peak);
+    fprintf(out, "  %-20s %-9s %6s %9s %6s %8s %5s %7s\n", "op", "pass", "calls", "ms", "%",
+            "GFLOP/s", "peak%", "GB/s");
+    for (int j = 0; j < OP_COUNT; j++) {
+        const OpProfile *p = &c->profile[order[j]];
+        const double calls = (double)p->calls / n;
+        profile_side(op_name(order[j]), "forward", calls, p->forward_s / n, p->forward_flops / n,
+                     p->forward_bytes / n, all, peak, out);
+        profile_side("", "backward", calls, p->backward_s / n, p->backward_flops / n,
+                     p->backward_bytes / n, all, peak, out);
+    }
+    fprintf(out, "  %-20s %-9s %6s %9.2f\n", "together", "", "", 1e3 * all);
+}

@@ -1,0 +1,68 @@
+/* What every training program does around its loop: memory table, the line of a step, the profile,
+ * the machine's measured peak, Ctrl-C. Knows no model. */
+#ifndef LLMC_LIKE_RUN_H
+#define LLMC_LIKE_RUN_H
+
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "llmc_like/ctx.h"
+#include "llmc_like/metrics.h"
+
+/* ---- memory ---- */
+
+typedef struct MemoryRow {
+    const char *name;
+    size_t bytes;
+} MemoryRow;
+
+size_t memory_total(const MemoryRow *row, int n);
+
+/* One line a row in MiB, and their sum. */
+void memory_print(const MemoryRow *row, int n, FILE *out);
+
+/* -1 and a sentence where `bytes` is more than the system can still give (MemAvailable, or what is
+ * left under the memory limit of this process's control group). Asked before anything is allocated.
+ */
+int memory_check(size_t bytes, Err *e);
+
+/* ---- the machine ---- */
+
+/* GFLOP/s of the device's matrix product, float32: the best of several products of 1024 x 1024
+ * matrices, about a quarter of a second in all. What "share of the peak" is a share of. */
+double peak_gflops(Ctx *c);
+
+/* ---- Ctrl-C ---- */
+
+/* From here on SIGINT and SIGTERM wait for interrupted(): the program asks between two steps, saves
+ * and leaves. Call before any thread is made. (Ctrl-\ still ends it at once.) */
+void interrupts_hold(void);
+bool interrupted(void);
+
+/* ---- one step's figures ---- */
+
+typedef struct StepFigures {
+    double loss, grad_norm, lr;
+    double step_s, forward_s, backward_s, update_s, wait_s; /* wall; wait_s: for the loader */
+    double attn_forward_s, attn_backward_s;                 /* share of the two passes */
+    double flops;                                           /* of the step's matrix products */
+} StepFigures;
+
+typedef struct RunLog {
+    Metrics metrics;
+    const char *unit; /* "tokens" */
+    double units_per_step;
+    double peak; /* GFLOP/s; 0: not measured */
+    int64_t total_steps;
+    double mean_step_s; /* running mean of what a step takes, evaluations included, for the ETA */
+    double last_s;
+} RunLog;
+
+/* Prints the line of step `step` (from 0) and appends it to metrics.jsonl. */
+int run_log_step(RunLog *r, int64_t step, const StepFigures *f, Err *e);
+
+/* Share of the step by op: calls, forward and backward ms, GFLOP/s, share of the peak for products
+ * and GB/s for the rest, sorted by time. steps: how many steps the profile holds. */
+void profile_print(const Ctx *c, int64_t steps, double peak, FILE *out);
+
+#endif
