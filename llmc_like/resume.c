@@ -7,7 +7,7 @@
 
 void resume_path(const char **resume, const char *out, char path[RESUME_PATH]) {
     if (!*resume) return;
-    const char *text = strcmp(*resume, "last") ? *resume : out, *end = ".safetensors";
+    const char *text = **resume ? *resume : out, *end = ".safetensors";
     const size_t n = strlen(text), k = strlen(end);
     const bool is_file = n > k && !strcmp(text + n - k, end);
     snprintf(path, RESUME_PATH, "%s%s", text, is_file ? "" : "/checkpoints/last.safetensors");

@@ -7,7 +7,7 @@
 enum { RESUME_PATH = 4096 };
 
 /* What --resume names, made a checkpoint's path: a .safetensors file is itself, a folder means
- * FOLDER/checkpoints/last.safetensors, and "last" (--resume alone) that of `out`. *resume NULL
+ * FOLDER/checkpoints/last.safetensors, and "" (--resume alone) that of `out`. *resume NULL
  * stays so; else it points into `path`. */
 void resume_path(const char **resume, const char *out, char path[RESUME_PATH]);
 

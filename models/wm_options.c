@@ -44,7 +44,7 @@ int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
         {"eval-clips", OPT_INT, &s->eval_clips, "16", 1, big, "held-out clips an evaluation", NULL},
         {"save-every", OPT_INT, &s->save_every, "100", 0, 1e9,
          "steps between checkpoints, and after the last; 0: none", NULL},
-        {"resume", OPT_STRING, &s->resume, NULL, 0, 0,
+        {"resume", OPT_OPTIONAL, &s->resume, NULL, 0, 0,
          "go on from a checkpoint, a run's folder, or (alone) from --out's last one", NULL},
         {"init", OPT_STRING, &s->init, NULL, 0, 0,
          "begin with the parameters (param.NAME) of a safetensors file", NULL},
