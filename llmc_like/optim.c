@@ -75,10 +75,10 @@ static int muon_order(const ParamTable *p, int *order) {
 
 /* The lower triangle of the n x n matrix C = alpha op(A) op(B) + beta C, whose product is
  * symmetric: panel after panel of rows, each only as far as the diagonal's end. p panels do (p + 1)
- * / 2p of the work; panels of fewer than 64 rows make gemm itself slower than they save. */
+ * / 2p of the work; panels of fewer than 48 rows make gemm itself slower than they save. */
 static void gemm_lower(Ctx *c, bool ta, bool tb, int64_t n, int64_t K, float alpha, const float *A,
                        int64_t lda, const float *B, int64_t ldb, float beta, float *C) {
-    const int64_t panel = larger(64, (n / 10 + 15) / 16 * 16);
+    const int64_t panel = larger(48, (n / 10 + 15) / 16 * 16);
     for (int64_t i = 0; i < n; i += panel) {
         const int64_t rows = smaller(panel, n - i);
         c->dev->gemm(c, ta, tb, rows, i + rows, K, alpha, ta ? A + i : A + i * lda, lda, B, ldb,
