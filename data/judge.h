@@ -5,12 +5,14 @@
  * are then judged. Lengths are units of the field (data/pong.h); one pixel of a frame 24 wide
  * is 25.8 x 26.7 of them.
  *
- * Reading. Each pixel is unmixed into coverage: of left paddle and ball in the left half, of right
- * paddle and ball in the right half (three channels allow no more, as white is red plus cyan but
- * for the background). A paddle is the y whose coverage of the rows explains its two columns best;
- * the ball is the (x, y) whose coverage explains best what is around the heaviest white spot. So a
- * true frame is read to a fraction of a pixel. Pixels within JUDGE_NEAR_ZERO of 0 may be background
- * or a ball that covers about half of the pixel (data/picture.h): they count as whichever fits. */
+ * Reading. A paddle: its two columns are unmixed into coverage by paddle and by ball, and it stands
+ * where its coverage of the rows explains them best (least squares). The ball: at each place that
+ * it can have, the model's numbers that it would leave there are compared with the frame; it is at
+ * the place that explains most of the squared difference from a frame without ball. So a true frame
+ * is read to a fraction of a unit, and noise on the background (which is grey to the model, see
+ * data/picture.h) is not taken for a ball. As a cell that is half ball looks like background, some
+ * frames allow two places a cell apart: then the one nearer to the frame before decides.
+ */
 #ifndef DATA_JUDGE_H
 #define DATA_JUDGE_H
 
@@ -20,11 +22,20 @@
 #include "data/pong.h"
 
 /* Every threshold there is. */
-#define JUDGE_NEAR_ZERO 0.1f /* model units: at most so far from 0 is ambiguous */
-#define JUDGE_MIN_COVERAGE \
-    0.12f                     /* of a cell: less is noise where spots are looked for              */
-#define JUDGE_FOUND 0.5f      /* share of an object's area that must be there to be "found"       */
-#define JUDGE_DOUBLE 0.5f     /* share of a ball's area that a second white spot must have        */
+#define JUDGE_NEAR_ZERO \
+    0.2f                 /* model units: a pixel within that of 0 is background, as in pictures  */
+#define JUDGE_EDGE 0.25f /* share of a cell: edges of a ball below that may be missing */
+#define JUDGE_FOUND                                                               \
+    0.5f /* share of an object that must be there to be found, also a second ball \
+          */
+#define JUDGE_EVIDENCE \
+    0.15f /* squared error that a ball must explain to be found                    */
+#define JUDGE_DOUBLE \
+    0.5f /* squared error that a second ball must explain                         */
+#define JUDGE_CANDIDATES \
+    4 /* places for the ball that are looked at closely                        */
+#define JUDGE_SURPRISE \
+    0.1f /* squared error that a place a ball's size from the expected must make up */
 #define JUDGE_MOVES 4.0f      /* units a tick: more is a move (a paddle's is 8), less is none     */
 #define JUDGE_TOLERANCE 13.0f /* units: half a pixel of 24, given on all jumps, speeds, places */
 #define JUDGE_LAG 4           /* frames over which the ball's speed is measured                   */
@@ -35,8 +46,9 @@ typedef struct PongReading {
         right_y; /* lower left corners, as in PongState; 0 where not found */
 } PongReading;
 
-/* Reads one frame x (h, w, 3), the model's numbers with the game's background at 0. */
-void judge_read(const float *x, int h, int w, PongReading *r);
+/* Reads the frames x (n, h, w, 3) of one film, the model's numbers with the game's background at 0,
+ * into r (n). h >= 4, w >= 8. */
+void judge_read(const float *x, int n, int h, int w, PongReading *r);
 
 /* The rules a dream can break, and their names for people (judge_rule_name). */
 typedef enum {
