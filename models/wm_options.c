@@ -23,8 +23,7 @@ static const struct Preset {
      {{"d-model", "320"}, {"n-heads", "20"}, {"n-blocks", "8"}, {"frames", "30"}, {"batch", "64"}}},
 };
 
-int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
-    WmConfig *g = &s->model;
+static int run_options(WmSettings *s, Option *row) {
     const double big = 1 << 20;
     const Option table[] = {
         {"Run", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
@@ -62,6 +61,14 @@ int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
          NULL},
         {"score", OPT_STRING, &s->score, "", 0, 0,
          "an expression of score, q, k, b, h, frame[]: 'score - 0.01*(q - k)'", NULL},
+    };
+    memcpy(row, table, sizeof table);
+    return sizeof table / sizeof *table;
+}
+
+static int model_options(WmSettings *s, Option *row) {
+    WmConfig *g = &s->model;
+    const Option table[] = {
         {"Model", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
         {"d-model", OPT_INT, &g->d_model, "128", 2, 65536, "width of the residual stream", NULL},
         {"n-heads", OPT_INT, &g->n_heads, "4", 1, 4096, "attention heads", NULL},
@@ -108,9 +115,14 @@ int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
         {"cfg", OPT_DOUBLE, &s->cfg, "1", 0, 100,
          "classifier-free guidance; 1: none, at half the cost", NULL},
     };
-    const int n = sizeof table / sizeof *table;
-    CHECK(n <= WM_MAX_OPTIONS, "%d options", n);
     memcpy(row, table, sizeof table);
+    return sizeof table / sizeof *table;
+}
+
+int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
+    int n = run_options(s, row);
+    n += model_options(s, row + n);
+    CHECK(n <= WM_MAX_OPTIONS, "%d options", n);
     return n;
 }
 
