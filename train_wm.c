@@ -510,7 +510,8 @@ static int run_compare(Program *p, Err *e) {
 
 /* ---- from the command line to one of them ---- */
 
-static int parse(Program *p, int argc, char **argv, char resume[PATH_TEXT], Err *e) {
+static int parse(Program *p, int argc, char **argv, char resume[RESUME_PATH], char out[RESUME_PATH],
+                 Err *e) {
     WmSettings *s = &p->s;
     s->model = wm_config_default();
     options_init(&p->options, p->row, wm_options(s, p->row), false);
@@ -519,6 +520,8 @@ static int parse(Program *p, int argc, char **argv, char resume[PATH_TEXT], Err 
     if ((s->resume != NULL) + (s->init != NULL) + (s->sample != NULL) > 1)
         return err_set(e, "--resume, --init and --sample exclude each other; give one");
     if (wm_preset(&p->options, s->preset, e)) return -1;
+    if (!option_was_set(&p->options, "out"))
+        s->out = run_folder("runs/wm", s->resume || s->sample || s->plan, out);
     resume_path(&s->resume, s->out, resume);
     const char *from = s->resume ? s->resume : s->init ? s->init : s->sample;
     if (!from) return 0;
@@ -544,9 +547,9 @@ static void close_program(Program *p) {
 
 int main(int argc, char **argv) {
     static Program p; /* large, and zero to begin with */
-    char resume[PATH_TEXT];
+    char resume[RESUME_PATH], out[RESUME_PATH];
     Err e = {{0}};
-    int status = parse(&p, argc, argv, resume, &e);
+    int status = parse(&p, argc, argv, resume, out, &e);
     if (status == 0 && p.options.help) {
         options_help(&p.options, "train_wm [options]: trains a video world model of Pong", stdout);
         options_free(&p.options);

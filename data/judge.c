@@ -122,11 +122,23 @@ static Match refine(const View *v, Match m) {
     return m;
 }
 
-/* Where the ball may be expected: where it was, and where it would be by its last step. */
+/* Near enough to touch it by the next frame. */
+static bool near_side(const PongReading *r) {
+    const float reach = PONG_BALL_SPEED_X + JUDGE_TOLERANCE;
+    return r->ball_x <= reach || r->ball_x >= BALL_MAX_X - reach;
+}
+
+/* Where the ball may be expected: where it was, where it would be by its last step, and, near a
+ * side, where a new round would put it. */
 typedef struct Expected {
     int n;
-    float x[2], y[2];
+    float x[3], y[3];
 } Expected;
+
+static void expect(Expected *e, float ball_x, float ball_y) {
+    e->x[e->n] = MIN_X + ball_x;
+    e->y[e->n++] = BALL_MAX_Y - ball_y;
+}
 
 static float surprise(const Expected *e, const Match *m) {
     float least = 1;
@@ -188,11 +200,10 @@ static void take_away(View *v, const Match *m) {
 static Expected expected_from(const PongReading *r, int n_before) {
     Expected e = {0};
     if (n_before < 1 || !r[-1].ball_found) return e;
-    e = (Expected){1, {MIN_X + r[-1].ball_x}, {BALL_MAX_Y - r[-1].ball_y}};
-    if (n_before < 2 || !r[-2].ball_found) return e;
-    e.n = 2;
-    e.x[1] = e.x[0] + r[-1].ball_x - r[-2].ball_x;
-    e.y[1] = e.y[0] - (r[-1].ball_y - r[-2].ball_y);
+    expect(&e, r[-1].ball_x, r[-1].ball_y);
+    if (near_side(&r[-1])) expect(&e, PONG_BALL_START_X, PONG_BALL_START_Y);
+    if (n_before >= 2 && r[-2].ball_found)
+        expect(&e, 2 * r[-1].ball_x - r[-2].ball_x, 2 * r[-1].ball_y - r[-2].ball_y);
     return e;
 }
 
@@ -252,6 +263,31 @@ static bool read_paddle(View *v, int x, float *rows, float *y) {
     return there;
 }
 
+static float squared_distance(const float a[3], const float b[3]) {
+    float sum = 0;
+    for (int c = 0; c < 3; c++) sum += (a[c] - b[c]) * (a[c] - b[c]);
+    return sum;
+}
+
+/* What cell `at` would be without a ball. At a paddle's edge this jumps, from the background's 0 to
+ * the dark of a cell that is hardly covered, so that the smallest error in its place would look
+ * like a ball's edge: there whatever is nearest to the frame is taken. */
+static void set_base(View *v, int at) {
+    int col = at % v->w;
+    const float paddle = v->paddle[at], hardly = 1e-6f, *x = v->x + 3 * at;
+    float *base = v->base + 3 * at, other[3];
+    expected_pixel(v, col, 0, paddle, base);
+    bool above = at >= v->w && v->paddle[at - v->w] > 0;
+    bool below = at + v->w < v->h * v->w && v->paddle[at + v->w] > 0;
+    if (paddle >= JUDGE_EDGE || !(paddle > 0 || above || below)) return;
+    const float choice[2] = {0, hardly};
+    for (int i = 0; i < 2; i++) {
+        expected_pixel(v, col, 0, choice[i], other);
+        if (squared_distance(other, x) < squared_distance(base, x))
+            memcpy(base, other, sizeof other);
+    }
+}
+
 /* r[-n_before .. -1] are the frames before. rows (h) is scratch. */
 static void read_frame(View *v, const float *x, float *rows, int n_before, PongReading *r) {
     int n = v->h * v->w;
@@ -266,7 +302,7 @@ static void read_frame(View *v, const float *x, float *rows, int n_before, PongR
     *r = (PongReading){0};
     r->left_found = read_paddle(v, PONG_LEFT_X, rows, &r->left_y);
     r->right_found = read_paddle(v, PONG_RIGHT_X, rows, &r->right_y);
-    for (int i = 0; i < n; i++) expected_pixel(v, i % v->w, 0, v->paddle[i], v->base + 3 * i);
+    for (int i = 0; i < n; i++) set_base(v, i);
     read_ball(v, n_before, r);
 }
 
@@ -304,12 +340,6 @@ static bool at_start(const PongReading *r) {
            within(r->ball_y, PONG_BALL_START_Y, JUDGE_TOLERANCE) &&
            within(r->left_y, PONG_PADDLE_START, JUDGE_TOLERANCE) &&
            within(r->right_y, PONG_PADDLE_START, JUDGE_TOLERANCE);
-}
-
-/* Near enough to touch it by the next frame. */
-static bool near_side(const PongReading *r) {
-    const float reach = PONG_BALL_SPEED_X + JUDGE_TOLERANCE;
-    return r->ball_x <= reach || r->ball_x >= BALL_MAX_X - reach;
 }
 
 static bool near_wall(const PongReading *r) {

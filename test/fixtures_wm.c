@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/device.h"
 #include "llmc_like/optim.h"
 #include "llmc_like/options.h"
 #include "llmc_like/safetensors.h"
@@ -22,7 +23,7 @@ static const double FORWARD_TOLERANCE = 1e-4, GRAD_TOLERANCE = 1e-3, STEP_TOLERA
 typedef struct Settings {
     const char *device, *attn, *mask;
     int threads;
-    bool list_attn;
+    bool list_attn, list_devices;
 } Settings;
 
 /* One fixture and the model that it is about. */
@@ -447,6 +448,8 @@ int main(int argc, char **argv) {
         {"threads", OPT_INT, &s.threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
         {"list-attn", OPT_FLAG, &s.list_attn, "off", 0, 0, "print the backends' names, and leave",
          NULL},
+        {"list-devices", OPT_FLAG, &s.list_devices, "off", 0, 0,
+         "print the names of the devices that this processor has, and leave", NULL},
     };
     Options options;
     Err e = {""};
@@ -459,6 +462,9 @@ int main(int argc, char **argv) {
         options_help(&options, "test_wm [options] FILE.safetensors...", stdout);
     } else if (s.list_attn) {
         for (int i = 0; attn_backends[i]; i++) printf("%s\n", attn_backends[i]->name);
+    } else if (s.list_devices) {
+        for (int i = 0; devices[i]; i++)
+            if (device_runs_here(devices[i])) printf("%s\n", devices[i]->name);
     } else if (options.n_args == 0) {
         fprintf(stderr, "no fixture was named; try ./test_wm test/fixtures/*.safetensors\n");
         failed = 1;

@@ -8,7 +8,7 @@ Needs: python3 -m venv VENV && VENV/bin/pip install torch numpy safetensors
 
 A fixture is a safetensors file with the config as JSON in its metadata and
   param.NAME    the parameters (bfloat16 here: the values are exact and the file is half as large)
-  in.*          frames, noise (B, F, 3, h, w); ts (B, F); actions (B, F); sample.noise, sample.actions
+  in.*          frames, noise (B, F, 3, h, w); ts, actions (B, F); sample.noise, sample.actions
   out.velocity, out.loss, out.losses3 (three steps on one batch), out.sample.cfg1, out.sample.cfg1.5
   grad.NAME, step1.NAME    gradients, and the parameters after one step of the optimiser
 Every out.*, grad.* and step1.* may be left out.
