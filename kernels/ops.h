@@ -20,26 +20,28 @@
 #include "llmc_like/ctx.h"
 
 /*      enum             kernels' name        */
-#define OP_LIST(X)                            \
-    X(LINEAR, linear)                         \
-    X(CONV2D, conv2d)                         \
-    X(SILU, silu)                             \
-    X(ADD, add)                               \
-    X(GROUPNORM, groupnorm)                   \
-    X(PATCHIFY, patchify)                     \
-    X(UNPATCHIFY, unpatchify)                 \
-    X(APPEND_REGISTERS, append_registers)     \
-    X(DROP_REGISTERS, drop_registers)         \
-    X(EMBEDDING, embedding)                   \
+#define OPS_WITH_BACKWARD(X)              \
+    X(LINEAR, linear)                     \
+    X(CONV2D, conv2d)                     \
+    X(SILU, silu)                         \
+    X(ADD, add)                           \
+    X(GROUPNORM, groupnorm)               \
+    X(PATCHIFY, patchify)                 \
+    X(UNPATCHIFY, unpatchify)             \
+    X(APPEND_REGISTERS, append_registers) \
+    X(DROP_REGISTERS, drop_registers)     \
+    X(EMBEDDING, embedding)               \
+    X(RMSNORM_MODULATE, rmsnorm_modulate) \
+    X(QKV_ROPE, qkv_rope)                 \
+    X(ATTENTION, attention)               \
+    X(GATE_ADD, gate_add)                 \
+    X(GEGLU, geglu)                       \
+    X(MSE_LOSS, mse_loss)
+#define OPS_WITHOUT_BACKWARD(X)               \
     X(TIMESTEP_EMBEDDING, timestep_embedding) \
-    X(RMSNORM_MODULATE, rmsnorm_modulate)     \
-    X(QKV_ROPE, qkv_rope)                     \
-    X(ATTENTION, attention)                   \
-    X(GATE_ADD, gate_add)                     \
-    X(GEGLU, geglu)                           \
     X(FLOW_NOISE, flow_noise)                 \
-    X(MSE_LOSS, mse_loss)                     \
     X(COPY, copy)
+#define OP_LIST(X) OPS_WITH_BACKWARD(X) OPS_WITHOUT_BACKWARD(X)
 
 #define OP_ENUM(NAME, name) OP_##NAME,
 typedef enum { OP_LIST(OP_ENUM) OP_COUNT } Op;

@@ -34,6 +34,7 @@ int ctx_init(Ctx *c, const char *device, int threads, uint64_t seed, bool dry, E
 }
 
 void ctx_free(Ctx *c) {
+    if (c->dev && c->dev->release) c->dev->release(c);
     arena_free(&c->headers);
     arena_free(&c->activations);
     arena_free(&c->gradients);

@@ -42,6 +42,7 @@ typedef struct Device {
     double (*sum_squares)(Ctx *c, const float *x,
                           int64_t n); /* in double; the same for any number of threads */
     const struct OptimKernels *optim; /* llmc_like/optim.h */
+    void (*release)(Ctx *c);          /* frees c->device_state; NULL where there is none */
 } Device;
 
 struct Ctx {
@@ -59,6 +60,7 @@ struct Ctx {
     Arena workspace; /* one kernel's scratch, see ctx_workspace */
     Tape tape;
 
+    void *device_state; /* what the device keeps between calls (compiled convolutions); its own */
     const struct AttnBackend *attn; /* the backend that op_attention calls */
     OpProfile profile[PROFILE_MAX_OPS];
 };

@@ -31,7 +31,7 @@ typedef struct Metrics {
 int metrics_open(Metrics *m, const char *path, int64_t first_step, Err *e);
 void metrics_close(Metrics *m);
 
-/* Begins a line with {"step": step. The three below add a pair each; keys are not checked for
+/* Begins a line with {"step": step. The two below add a pair each; keys are not checked for
  * repetition. */
 void metrics_begin(Metrics *m, int64_t step);
 void metrics_number(Metrics *m, const char *key, double value);

@@ -1,10 +1,10 @@
 /* safetensors: named tensors and a few strings in one file, with nothing in it that could run.
  *
- * Format (github.com/huggingface/safetensors): N as 8 bytes little-endian; N bytes of JSON
- *   {"__metadata__": {"key": "text", ...}, "name": {"dtype": "F32", "shape": [2, 3],
- * "data_offsets": [begin, end]}, ...} then the data, which the offsets count from. The tensors
- * cover the data without holes or overlaps. Dtypes here: those of DType (F32, BF16, F64, I32, I64,
- * U8). */
+ * Format (github.com/huggingface/safetensors): N as 8 bytes little-endian, N bytes of JSON, data.
+ *   {"__metadata__": {"key": "text", ...},
+ *    "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
+ * The offsets count from the first byte of data, which the tensors cover without holes or overlaps.
+ * Dtypes here: those of DType (F32, BF16, F64, I32, I64, U8). */
 #ifndef LLMC_LIKE_SAFETENSORS_H
 #define LLMC_LIKE_SAFETENSORS_H
 
@@ -32,11 +32,11 @@ typedef struct StEntry {
 /* ---- Reading ---- */
 
 typedef struct StFile {
-    StEntry
-        *entry; /* n of them, in the order of the header: for (i = 0; i < f.n; i++) f.entry[i] */
+    StEntry *entry; /* entry[0 .. n-1], in the order of the header */
     int n;
-    int *by_name;       /* entry numbers, sorted by name */
-    struct cJSON *json; /* the header; owns names and metadata */
+    const StEntry **by_name;  /* all of them, sorted by name */
+    struct cJSON *json;       /* the header; owns names and metadata */
+    const struct cJSON *meta; /* in json; NULL: none */
     MappedFile map;
     void **copy; /* per entry: its data again where it lies askew in the file, else NULL */
 } StFile;

@@ -7,18 +7,18 @@
 
 /* step < warmup:  step / warmup           so step 0 changes nothing
  * otherwise:      0.5 (1 + cos(pi (step - warmup) / (total - warmup)))
- * and 0 from step `total` on. warmup 0: no warm-up. total <= warmup: the factor stays 1 after the
- * warm-up until total. */
+ * and 0 from step `total` on. warmup 0: no warm-up. */
 double schedule_warmup_cosine(int64_t step, int64_t warmup, int64_t total);
 
 /* step < warmup: step / warmup; then 1. */
 double schedule_constant(int64_t step, int64_t warmup);
 
-/* PyTorch's OneCycleLR with two phases and cosine annealing, as a factor on max_lr:
- *   first = 1 / div,  last = first / final_div,  peak at  p = pct_start total - 1,  end at  n =
- * total - 1 step <= p:  from first to 1 over [0, p];   then from 1 to last over [p, n] from a to b
- * at share s:  b + (a - b) / 2 (1 + cos(pi s)) PyTorch's defaults: pct_start 0.3, div 25, final_div
- * 1e4. Past n the factor stays `last` (PyTorch raises an error). */
+/* PyTorch's OneCycleLR with two phases and cosine annealing, as a factor on max_lr. With
+ *   first = 1 / div,   last = first / final_div,   peak = pct_start total - 1,   end = total - 1
+ * the factor goes from first to 1 over steps 0 .. peak, then from 1 to last over peak .. end, and
+ *   from a to b at share s of the way:   b + (a - b) / 2 (1 + cos(pi s)).
+ * PyTorch's defaults: pct_start 0.3, div 25, final_div 1e4. Past the end the factor stays `last`
+ * (PyTorch raises an error). */
 typedef struct OneCycle {
     int64_t total;
     double pct_start, div, final_div;

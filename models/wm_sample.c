@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "llmc_like/philox.h"
+
 int wm_sampler_init(WmSampler *s, const Wm *m, int steps, float cfg, bool dry, Err *e) {
     memset(s, 0, sizeof *s);
     s->m = m;
@@ -68,4 +70,11 @@ void wm_sampler_frame(Ctx *c, WmSampler *s, int action, const float *noise, floa
     }
     commit(c, s);
     c->recording = recording;
+}
+
+void wm_sampler_dream(Ctx *c, WmSampler *s, int action, uint64_t seed, uint32_t number,
+                      uint64_t index, float *out) {
+    const int64_t n = (int64_t)s->m->cfg.height * s->m->cfg.width * 3;
+    rng_normal((RngKey){seed, number, RNG_SAMPLE}, index * (uint64_t)n, out, n);
+    wm_sampler_frame(c, s, action, out, out);
 }

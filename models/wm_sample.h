@@ -30,4 +30,8 @@ void wm_sampler_observe(Ctx *c, WmSampler *s, int action, const float *frame);
  * place. */
 void wm_sampler_frame(Ctx *c, WmSampler *s, int action, const float *noise, float *out);
 
+/* The same from the noise that belongs to frame `index` of dream `number`. */
+void wm_sampler_dream(Ctx *c, WmSampler *s, int action, uint64_t seed, uint32_t number,
+                      uint64_t index, float *out);
+
 #endif

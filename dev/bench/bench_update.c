@@ -1,0 +1,123 @@
+/* What an update costs: gradient norm, clipping, Muon and Adam on the paper preset's parameters,
+ * and the matrix product's roof beside it, in turns in one run.
+ *
+ *   ./bench_update [--threads N] [--blocks N] [--d-model N] [--repeats N] [--json FILE] */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "llmc_like/fsio.h"
+#include "llmc_like/optim.h"
+#include "llmc_like/options.h"
+
+/* The matrices of a block of the world model, and vectors and matrices for Adam beside them. */
+static void add_rows(ParamTable *p, Tensor **slot, int64_t d, int blocks) {
+    const int64_t shape[][2] = {{3 * d, d}, {d, d}, {4 * d, d}, {4 * d, d}, {d, 4 * d}, {6 * d, d}};
+    const char *name[] = {"qkv", "out", "up", "gate", "down", "modulation"};
+    for (int b = 0; b < blocks; b++)
+        for (int i = 0; i < 6; i++) {
+            params_add(p, slot++, GROUP_MUON, INIT_NORMAL, 0.02f, 2, shape[i], "block.%d.%s.weight",
+                       b, name[i]);
+            params_add(p, slot++, GROUP_ADAM, INIT_ZERO, 0, 1, shape[i], "block.%d.%s.bias", b,
+                       name[i]);
+        }
+    params_add(p, slot++, GROUP_ADAM, INIT_NORMAL, 0.02f, 2, (int64_t[]){d, 9 * d / 2}, "embed");
+    params_add(p, slot++, GROUP_ADAM, INIT_NORMAL, 0.02f, 2, (int64_t[]){2 * d, d}, "head");
+    params_add(p, slot++, GROUP_ADAM, INIT_NORMAL, 0.02f, 2, (int64_t[]){d, d}, "mixer");
+}
+
+static double gemm_seconds(Ctx *c, int64_t n, float *a, float *b, float *product) {
+    const double t0 = now_s();
+    c->dev->gemm(c, false, true, n, n, n, 1, a, n, b, n, 0, product, n);
+    return now_s() - t0;
+}
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, by_value);
+    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
+}
+
+enum { MAX_REPEATS = 1000, ROOF_N = 1024, ROOF_CALLS = 4 };
+
+typedef struct Bench {
+    int threads, blocks, d_model, repeats;
+    const char *device, *json;
+} Bench;
+
+static int bench(const Bench *o, Err *e) {
+    static double update_s[MAX_REPEATS], roof_s[MAX_REPEATS];
+    Ctx c;
+    if (ctx_init(&c, o->device, o->threads, 1, false, e)) return -1;
+    ParamTable p;
+    Tensor **slot = calloc((size_t)o->blocks * 12 + 3, sizeof *slot);
+    float *block = aligned_alloc(64, sizeof(float) * 3 * ROOF_N * ROOF_N);
+    CHECK(slot && block, "no memory for the benchmark");
+    params_init(&p, false);
+    add_rows(&p, slot, o->d_model, o->blocks);
+    if (params_commit(&p, 1, true, e)) return -1;
+    for (int i = 0; i < p.n; i++) {
+        Tensor *t = &p.row[i].tensor;
+        for (int64_t j = 0; j < tensor_numel(t); j++)
+            tensor_grad_f32(t)[j] = 1e-3f * (float)((j * 7919 + i) % 1009 - 504);
+        t->grad_set = true;
+    }
+    float *a = block, *b = a + ROOF_N * ROOF_N, *product = b + ROOF_N * ROOF_N;
+    for (int i = 0; i < 2 * ROOF_N * ROOF_N; i++) a[i] = (float)(i % 13) - 6.0f;
+    Optim optim = optim_default();
+    optim_step(&c, &optim, &p, 1, 10);
+    gemm_seconds(&c, ROOF_N, a, b, product);
+    for (int r = 0; r < o->repeats; r++) {
+        roof_s[r] = INFINITY;
+        for (int i = 0; i < ROOF_CALLS; i++)
+            roof_s[r] = fmin(roof_s[r], gemm_seconds(&c, ROOF_N, a, b, product));
+        const double t0 = now_s();
+        optim_step(&c, &optim, &p, 1, 10);
+        update_s[r] = now_s() - t0;
+    }
+    const double update = median(update_s, o->repeats), roof = median(roof_s, o->repeats);
+    const double roof_gflops = 2e-9 * ROOF_N * ROOF_N * ROOF_N / roof;
+    const double flops = optim_flops(&optim, &p), gflops = 1e-9 * flops / update;
+    char text[512];
+    snprintf(text, sizeof text,
+             "{\"device\": \"%s\", \"threads\": %d, \"parameters\": %lld, \"update_ms\": %.2f, "
+             "\"update_min_ms\": %.2f, \"gflop\": %.1f, \"gflops\": %.1f, "
+             "\"roof_gflops\": %.1f, \"share_of_roof\": %.3f}\n",
+             c.dev->name, c.n_threads, (long long)p.numel, 1e3 * update, 1e3 * update_s[0],
+             1e-9 * flops, gflops, roof_gflops, gflops / roof_gflops);
+    printf("%s", text);
+    int status = o->json ? atomic_save(o->json, text, strlen(text), e) : 0;
+    params_free(&p);
+    free(slot);
+    free(block);
+    ctx_free(&c);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    Bench o;
+    const Option table[] = {
+        {"threads", OPT_INT, &o.threads, "0", 0, 1024, "threads; 0: all", NULL},
+        {"blocks", OPT_INT, &o.blocks, "8", 1, 1000, "blocks of six matrices", NULL},
+        {"d-model", OPT_INT, &o.d_model, "384", 32, 8192, "width of the residual stream", NULL},
+        {"repeats", OPT_INT, &o.repeats, "9", 1, MAX_REPEATS, "medians are over these", NULL},
+        {"device", OPT_STRING, &o.device, "cpu", 0, 0, "where it runs", NULL},
+        {"json", OPT_STRING, &o.json, NULL, 0, 0, "write the figures to this file too", NULL},
+    };
+    Options options;
+    Err e = {""};
+    options_init(&options, table, sizeof table / sizeof *table, false);
+    int status = options_parse(&options, argc, argv, &e);
+    if (!status && options.help)
+        options_help(&options, "bench_update [OPTIONS]", stdout);
+    else if (!status)
+        status = bench(&o, &e);
+    options_free(&options);
+    if (status) fprintf(stderr, "%s\n", e.text);
+    return status ? 1 : 0;
+}

@@ -1,0 +1,47 @@
+/* The plain ops for both types: the text of real_ops.h twice, and for each op a function that takes
+ * the one the context's dtype asks for. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/plain/plain.h"
+
+#define REAL float
+#define FN(name) name##_f32
+#include "kernels/plain/real_ops.h"
+#undef REAL
+#undef FN
+
+#define REAL double
+#define FN(name) name##_f64
+#include "kernels/plain/real_ops.h"
+#undef REAL
+#undef FN
+
+#define CHOOSE(name)                                       \
+    void plain_##name(Ctx *c, const OpCall *o) {           \
+        (c->dtype == DT_F64 ? name##_f64 : name##_f32)(o); \
+    }
+#define CHOOSE_BOTH(name) CHOOSE(name##_forward) CHOOSE(name##_backward)
+
+CHOOSE_BOTH(linear)
+CHOOSE_BOTH(conv2d)
+CHOOSE_BOTH(silu)
+CHOOSE_BOTH(add)
+CHOOSE_BOTH(groupnorm)
+CHOOSE_BOTH(patchify)
+CHOOSE_BOTH(unpatchify)
+CHOOSE_BOTH(append_registers)
+CHOOSE_BOTH(drop_registers)
+CHOOSE_BOTH(embedding)
+CHOOSE_BOTH(rmsnorm_modulate)
+CHOOSE_BOTH(qkv_rope)
+CHOOSE_BOTH(gate_add)
+CHOOSE_BOTH(geglu)
+CHOOSE_BOTH(mse_loss)
+CHOOSE(timestep_embedding_forward)
+CHOOSE(flow_noise_forward)
+
+void plain_copy_forward(Ctx *c, const OpCall *o) {
+    (void)c;
+    memcpy(o->out[0]->data, o->in[0]->data, tensor_bytes(o->in[0]));
+}

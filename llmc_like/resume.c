@@ -1,0 +1,68 @@
+#include "llmc_like/resume.h"
+
+#include <cjson/cJSON.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+void resume_path(const char **resume, const char *out, char path[RESUME_PATH]) {
+    if (!*resume) return;
+    const char *text = **resume ? *resume : out, *end = ".safetensors";
+    const size_t n = strlen(text), k = strlen(end);
+    const bool is_file = n > k && !strcmp(text + n - k, end);
+    snprintf(path, RESUME_PATH, "%s%s", text, is_file ? "" : "/checkpoints/last.safetensors");
+    *resume = path;
+}
+
+static const char *folder(const char *base, int number, char path[RESUME_PATH]) {
+    if (number > 1)
+        snprintf(path, RESUME_PATH, "%s-%d", base, number);
+    else
+        snprintf(path, RESUME_PATH, "%s", base);
+    return path;
+}
+
+const char *run_folder(const char *base, bool last, char path[RESUME_PATH]) {
+    char checkpoints[RESUME_PATH + 16];
+    int number = 1;
+    for (;; number++) {
+        snprintf(checkpoints, sizeof checkpoints, "%s/checkpoints", folder(base, number, path));
+        if (access(checkpoints, F_OK)) break;
+    }
+    return folder(base, last && number > 1 ? number - 1 : number, path);
+}
+
+char *resume_text(const Options *o) {
+    cJSON *json = cJSON_CreateObject();
+    for (int i = 0; i < o->n; i++) {
+        char text[OPTION_TEXT];
+        if (option_text(o, i, text)[0]) cJSON_AddStringToObject(json, o->row[i].name, text);
+    }
+    char *all = cJSON_PrintUnformatted(json);
+    CHECK(all, "no memory for %d options", o->n);
+    cJSON_Delete(json);
+    return all;
+}
+
+/* About one run of the program, not about what it trains. */
+static bool is_own(const char *name) {
+    static const char *const own[] = {"out",  "resume",  "init",   "sample",  "actions",
+                                      "plan", "profile", "device", "threads", NULL};
+    for (int i = 0; own[i]; i++)
+        if (!strcmp(own[i], name)) return true;
+    return false;
+}
+
+int resume_options(Options *o, const char *text, Err *e) {
+    cJSON *json = text ? cJSON_Parse(text) : NULL;
+    int status = 0;
+    for (int i = 0; i < o->n && status == 0; i++) {
+        const Option *r = &o->row[i];
+        const cJSON *value = cJSON_GetObjectItemCaseSensitive(json, r->name);
+        if (r->kind != OPT_HEADING && !is_own(r->name) && cJSON_IsString(value))
+            status = options_preset(o, r->name, value->valuestring, e);
+    }
+    cJSON_Delete(json);
+    return status;
+}
