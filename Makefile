@@ -1,8 +1,9 @@
 # make deps          installs what is missing (Debian 12 packages)
 # make               the programs, the tests of fixtures and the benchmarks
 # make test          builds and runs every test;   make asan test: the same under AddressSanitizer and UBSan
-# make check         formatting, budgets and include rules
-# make bench         benchmarks;   make bench-peer: PyTorch beside them
+# make test-self     spoils results and sources and expects tests and checks to see it
+# make check         formatting, budgets and include rules;   make format: formats
+# make bench         benchmarks;   make bench-peer PYTHON=...: PyTorch beside them, in turns
 #
 # Every source in llmc_like, kernels, models and data is found by its place. The sources of kernels/cpu are built once
 # for each instruction set in ISAS and chosen at run time.
@@ -19,6 +20,9 @@ CFLAGS   := -O3 -g -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fas
 LDLIBS   := -ldnnl -lcjson -ldl -lm
 BUILD    := build/release
 BIN      := .
+PACKAGES := gcc make libc6-dev libdnnl-dev libcjson-dev libstb-dev libcmocka-dev clang-format python3
+PYTHON   := python3
+GOLDEN   := ../shared/golden# fixtures of the originals; tested where they are there
 
 # `make asan test`: another flavour, in its own folder
 ifneq ($(filter asan,$(MAKECMDGOALS)),)
@@ -27,6 +31,9 @@ CFLAGS   := -O1 -g -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fas
 BUILD    := build/asan
 BIN      := build/asan/bin
 endif
+
+# `make deps train_wm`: nothing is compiled before the packages are there, with -j too
+AFTER    := $(filter deps,$(MAKECMDGOALS))
 
 LIB_SRC  := $(wildcard llmc_like/*.c kernels/*.c kernels/flex/*.c kernels/plain/*.c models/*.c data/*.c)
 CPU_SRC  := $(wildcard kernels/cpu/*.c)
@@ -38,19 +45,19 @@ FIXTURES := $(patsubst test/fixtures_%.c,$(BIN)/test_%,$(wildcard test/fixtures_
 BENCHES  := $(patsubst dev/bench/%.c,$(BIN)/%,$(wildcard dev/bench/bench_*.c))
 TESTS    := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 
-.PHONY: all asan deps test test-self check bench bench-peer format clean $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
+.PHONY: all asan deps test test-self check bench bench-peer format clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) $(FIXTURES) $(BENCHES)
 asan: all
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | $(AFTER)
 	@mkdir -p $(@D)
 	$(CC) $(WARN) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 
 define isa_rule
-$(BUILD)/$(1)/%.o: %.c
+$(BUILD)/$(1)/%.o: %.c | $(AFTER)
 	@mkdir -p $$(@D)
 	$(CC) $(WARN) $(CPPFLAGS) $(CFLAGS) $(ISA_$(1)) -DISA=$(1) -MMD -MP -c $$< -o $$@
 endef
@@ -73,8 +80,39 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -lcmocka -o $@
 
 ifneq ($(BIN),.)
+.PHONY: $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
 $(foreach p,$(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES)),$(eval $(p): $(BIN)/$(p)))
 endif
+
+deps:
+	@dev/deps $(PACKAGES)
+
+test: $(TESTS) $(FIXTURES)
+	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
+
+test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
+	$(BUILD)/test/test_ops --spoil
+	$(BUILD)/test/test_fixtures
+	dev/check --self
+
+# This test runs the program test_wm
+$(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_WM='"$(BIN)/test_wm"'
+$(BUILD)/test/test_fixtures: $(BIN)/test_wm
+
+check:
+	@dev/check
+
+format:
+	clang-format -i $(shell git ls-files '*.c' '*.h')
+
+bench: $(BENCHES)
+	@mkdir -p build/bench
+	for b in $(notdir $(BENCHES)); do $(BIN)/$$b --json build/bench/$$b.json || exit 1; done
+
+bench-peer: $(PROGRAMS) $(BENCHES)
+	@mkdir -p build/bench
+	$(PYTHON) dev/bench/peer_attention.py --json build/bench/peer_attention.json
+	$(PYTHON) dev/bench/peer_wm.py --json build/bench/peer_wm.json
 
 clean:
 	rm -rf build $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))

@@ -19,144 +19,13 @@
 #include "llmc_like/resume.h"
 #include "llmc_like/run.h"
 #include "llmc_like/schedule.h"
-#include "models/wm.h"
+#include "models/wm_eval.h"
+#include "models/wm_options.h"
 #include "models/wm_sample.h"
 
-/* ---- options ---- */
-
-typedef struct Settings {
-    const char *device, *preset, *attn, *mask, *score, *data, *background, *out, *resume, *init;
-    const char *sample, *actions;
-    int threads, steps, batch, accumulate, eval_every, save_every, eval_clips, warmup, sample_steps;
-    uint64_t seed;
-    double lr_muon, lr_adam, weight_decay, clip, action_dropout, cfg, held_out;
-    bool plan, profile;
-    WmConfig model;
-} Settings;
-
-/* A preset is a list of options with other defaults. */
-static const struct Preset {
-    const char *name, *option[12][2];
-} presets[] = {
-    {"tiny",
-     {{"d-model", "128"},
-      {"n-heads", "4"},
-      {"n-blocks", "4"},
-      {"frames", "10"},
-      {"batch", "8"},
-      {"steps", "600"},
-      {"lr-adam", "9e-4"},
-      {"warmup", "30"},
-      {"eval-every", "200"}}},
-    {"paper",
-     {{"d-model", "384"}, {"n-heads", "6"}, {"n-blocks", "8"}, {"frames", "30"}, {"batch", "32"}}},
-    {"toy-wm",
-     {{"d-model", "320"}, {"n-heads", "20"}, {"n-blocks", "8"}, {"frames", "30"}, {"batch", "64"}}},
-};
-
-enum { MAX_OPTIONS = 64, PATH_TEXT = 4096 };
-
-static int option_table(Settings *s, Option row[MAX_OPTIONS]) {
-    WmConfig *g = &s->model;
-    const double big = 1 << 20;
-    const Option table[] = {
-        {"Run", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"preset", OPT_STRING, &s->preset, "tiny", 0, 0,
-         "sizes and schedule to begin with; paper and toy-wm are the originals'",
-         "tiny|paper|toy-wm"},
-        {"device", OPT_STRING, &s->device, "cpu", 0, 0,
-         "cpu: the best this processor has (cpu-avx512, cpu-avx2, cpu-portable)", NULL},
-        {"threads", OPT_INT, &s->threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
-        {"out", OPT_STRING, &s->out, "runs/wm", 0, 0, "folder for all that the run leaves", NULL},
-        {"steps", OPT_INT, &s->steps, "2500", 1, 1e9, "optimiser steps", NULL},
-        {"batch", OPT_INT, &s->batch, "8", 1, big, "clips a forward", NULL},
-        {"accumulate", OPT_INT, &s->accumulate, "1", 1, big, "forwards and backwards a step", NULL},
-        {"seed", OPT_U64, &s->seed, "1", 0, 0, "of parameters, data and noise", NULL},
-        {"eval-every", OPT_INT, &s->eval_every, "500", 0, 1e9,
-         "steps between evaluations, and after the last; 0: none", NULL},
-        {"eval-clips", OPT_INT, &s->eval_clips, "16", 1, big, "held-out clips an evaluation", NULL},
-        {"save-every", OPT_INT, &s->save_every, "100", 0, 1e9,
-         "steps between checkpoints, and after the last; 0: none", NULL},
-        {"resume", OPT_STRING, &s->resume, NULL, 0, 0,
-         "go on from a checkpoint, a run's folder, or (alone) from --out's last one", NULL},
-        {"init", OPT_STRING, &s->init, NULL, 0, 0,
-         "begin with the parameters (param.NAME) of a safetensors file", NULL},
-        {"plan", OPT_FLAG, &s->plan, "off", 0, 0, "print memory and estimated time, and leave",
-         NULL},
-        {"profile", OPT_FLAG, &s->profile, "off", 0, 0, "print time and rate of each op at the end",
-         NULL},
-        {"Attention", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"attn", OPT_STRING, &s->attn, "sdpa", 0, 0,
-         "backend; auto: the fastest here; all: --steps steps with each, and a table",
-         "vanilla|sdpa|flex|flex-dense|auto|all"},
-        {"mask", OPT_STRING, &s->mask, "frame-causal", 0, 0,
-         "full, causal, frame-causal, window:W, document:LEN, several joined by &, or an "
-         "expression of q, k, b, h, frame[]",
-         NULL},
-        {"score", OPT_STRING, &s->score, "", 0, 0,
-         "an expression of score, q, k, b, h, frame[]: 'score - 0.01*(q - k)'", NULL},
-        {"Model", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"d-model", OPT_INT, &g->d_model, "128", 2, 65536, "width of the residual stream", NULL},
-        {"n-heads", OPT_INT, &g->n_heads, "4", 1, 4096, "attention heads", NULL},
-        {"n-blocks", OPT_INT, &g->n_blocks, "4", 1, 1024, "transformer blocks", NULL},
-        {"frames", OPT_INT, &g->n_frames, "30", 1, 4096,
-         "frames a clip, and the window of sampling", NULL},
-        {"height", OPT_INT, &g->height, "24", 1, 4096, "pixels", NULL},
-        {"width", OPT_INT, &g->width, "24", 1, 4096, "pixels", NULL},
-        {"patch", OPT_INT, &g->patch, "3", 1, 256, "side of a patch in pixels", NULL},
-        {"n-registers", OPT_INT, &g->n_registers, "1", 1, 1024,
-         "learned tokens behind each frame's patches", NULL},
-        {"expansion", OPT_INT, &g->expansion, "4", 1, 64,
-         "hidden width of the gated MLP, in d-model", NULL},
-        {"rope", OPT_STRING, &g->rope, "rope", 0, 0,
-         "rotary tables: flat positions, learned, or x, y and t thirds", "rope|learn|vid"},
-        {"rope-base", OPT_DOUBLE, &g->rope_base, "5000", 1, 1e9, "base of the rotary angles", NULL},
-        {"Data", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"data", OPT_STRING, &s->data, "pong", 0, 0,
-         "pong: the built-in game; or a folder with frames.npy or numbered PNGs, and actions.npy "
-         "or .csv",
-         NULL},
-        {"background", OPT_STRING, &s->background, "auto", 0, 0,
-         "background colour R,G,B; auto: the commonest", NULL},
-        {"held-out", OPT_DOUBLE, &s->held_out, "0.0625", 0, 0.9,
-         "share of a recording that training never reads", NULL},
-        {"Training", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"lr-muon", OPT_DOUBLE, &s->lr_muon, "0.02", 0, 10,
-         "learning rate of the blocks' matrices (Muon)", NULL},
-        {"lr-adam", OPT_DOUBLE, &s->lr_adam, "3e-4", 0, 10, "learning rate of all the rest (Adam)",
-         NULL},
-        {"warmup", OPT_INT, &s->warmup, "100", 0, 1e9,
-         "steps of linear warm-up; then a cosine to 0", NULL},
-        {"weight-decay", OPT_DOUBLE, &s->weight_decay, "1e-5", 0, 1, "decoupled weight decay",
-         NULL},
-        {"clip", OPT_DOUBLE, &s->clip, "10", 0, 1e9, "largest gradient norm; 0: no clipping", NULL},
-        {"action-dropout", OPT_DOUBLE, &s->action_dropout, "0.2", 0, 1,
-         "probability that training hides an action", NULL},
-        {"Sampling", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"sample", OPT_STRING, &s->sample, NULL, 0, 0,
-         "dream from this checkpoint instead of training", NULL},
-        {"actions", OPT_STRING, &s->actions, "stay*30,up*60,down*60,none*30", 0, 0,
-         "what to do in the dream: a file (.npy, .csv) or a pattern", NULL},
-        {"sample-steps", OPT_INT, &s->sample_steps, "4", 1, 10000, "Euler steps a frame", NULL},
-        {"cfg", OPT_DOUBLE, &s->cfg, "1", 0, 100,
-         "classifier-free guidance; 1: none, at half the cost", NULL},
-    };
-    const int n = sizeof table / sizeof *table;
-    CHECK(n <= MAX_OPTIONS, "%d options", n);
-    memcpy(row, table, sizeof table);
-    return n;
-}
-
-static int apply_preset(Options *o, const char *name, Err *e) {
-    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
-        if (strcmp(presets[i].name, name)) continue;
-        for (int j = 0; presets[i].option[j][0]; j++)
-            if (options_preset(o, presets[i].option[j][0], presets[i].option[j][1], e)) return -1;
-    }
-    return 0;
-}
-
 /* ---- the program ---- */
+
+enum { PATH_TEXT = 4096 };
 
 typedef struct Plan {
     MemoryRow row[8];
@@ -165,8 +34,8 @@ typedef struct Plan {
 } Plan;
 
 typedef struct Program {
-    Settings s;
-    Option row[MAX_OPTIONS];
+    WmSettings s;
+    Option row[WM_MAX_OPTIONS];
     Options options;
     FrameData data;
     Ctx c;
@@ -190,7 +59,7 @@ typedef struct Batch {
     int32_t *actions;
 } Batch;
 
-static Batch batch_at(const Settings *s, void *buffer, size_t *bytes) {
+static Batch batch_at(const WmSettings *s, void *buffer, size_t *bytes) {
     const WmConfig *g = &s->model;
     const size_t frames = (size_t)s->batch * (size_t)g->n_frames;
     const size_t pixels = frames * (size_t)(g->height * g->width * 3);
@@ -206,7 +75,7 @@ static Batch batch_at(const Settings *s, void *buffer, size_t *bytes) {
  */
 static int make_batch(void *user, uint64_t index, void *buffer, Err *e) {
     const Program *p = user;
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     const WmConfig *g = &s->model;
     const Batch b = batch_at(s, buffer, NULL);
     const int64_t F = g->n_frames, pixels = F * g->height * g->width * 3;
@@ -238,7 +107,7 @@ static Tensor *batch_loss(Ctx *c, const Program *p, Batch b) {
 /* ---- the plan: the same step, dry ---- */
 
 static int make_plan(Program *p, Plan *plan, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     Program dry = {.s = *s};
     size_t batch_bytes;
     batch_at(s, NULL, &batch_bytes);
@@ -318,7 +187,7 @@ static int control_clip(Program *p, const char *dir, const char *name, Err *e) {
 }
 
 static int evaluate(Program *p, int64_t step, double *loss, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     char pictures[PATH_TEXT], name[64];
     const int64_t most = p->data.n_held < s->eval_clips ? p->data.n_held : s->eval_clips;
     const WmEval v =
@@ -362,7 +231,7 @@ static int evaluate(Program *p, int64_t step, double *loss, Err *e) {
 /* accumulate forwards and backwards, then the update. -1: the loader failed, or a loss or gradient
  * is no number. */
 static int train_step(Program *p, int64_t step, StepFigures *f, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     const OpProfile *attention = &p->c.profile[OP_ATTENTION];
     const double t0 = now_s(), forward0 = attention->forward_s, backward0 = attention->backward_s;
     *f = (StepFigures){0};
@@ -402,7 +271,7 @@ static int train_step(Program *p, int64_t step, StepFigures *f, Err *e) {
 /* ---- setting up ---- */
 
 static void set_rules(Program *p) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     p->optim = optim_default();
     p->optim.rule[GROUP_MUON].lr = s->lr_muon;
     p->optim.rule[GROUP_ADAM].lr = s->lr_adam;
@@ -410,7 +279,7 @@ static void set_rules(Program *p) {
         s->weight_decay;
 }
 
-static AttnArgs attention_shape(const Settings *s, const Mask *mask) {
+static AttnArgs attention_shape(const WmSettings *s, const Mask *mask) {
     const WmConfig *g = &s->model;
     const int T = wm_tokens(g), D = g->d_model / g->n_heads;
     const AttnStride stride = {(int64_t)T * g->d_model, g->d_model, D};
@@ -430,7 +299,7 @@ static AttnArgs attention_shape(const Settings *s, const Mask *mask) {
 
 /* What needs no memory worth the name: data, mask, and the plan of a step. */
 static int open_run(Program *p, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     const WmConfig *g = &s->model;
     const FrameOptions data = {s->data, g->n_frames,   g->height,  g->width,
                                s->seed, s->background, s->held_out};
@@ -446,7 +315,7 @@ static int open_run(Program *p, Err *e) {
 
 /* Device, attention and model, on the memory that the plan said. */
 static int open_model(Program *p, const char *attn, bool training, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     if (ctx_init(&p->c, s->device, s->threads, s->seed, false, e)) return -1;
     const AttnArgs shape = attention_shape(s, &p->mask);
     if (attn_choose(&p->c, attn, &shape, e)) return -1;
@@ -499,30 +368,6 @@ static int save(Program *p, int64_t step, double held_out_loss, Err *e) {
     return status;
 }
 
-/* Sizes from a checkpoint's config, where the user named none. */
-static int adopt_config(Program *p, const StFile *file, Err *e) {
-    WmConfig g;
-    const char *json = st_meta(file, "config");
-    if (!json) return 0;
-    if (wm_config_parse(&g, json, e)) return -1;
-    const struct {
-        const char *name;
-        double value;
-    } size[] = {{"d-model", g.d_model},     {"n-heads", g.n_heads},
-                {"n-blocks", g.n_blocks},   {"frames", g.n_frames},
-                {"height", g.height},       {"width", g.width},
-                {"patch", g.patch},         {"n-registers", g.n_registers},
-                {"expansion", g.expansion}, {"rope-base", g.rope_base}};
-    char text[32];
-    for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
-        snprintf(text, sizeof text, "%.17g", size[i].value);
-        if (options_preset(&p->options, size[i].name, text, e)) return -1;
-    }
-    p->s.model.n_actions = g.n_actions;
-    p->s.model.timesteps = g.timesteps;
-    return options_preset(&p->options, "rope", g.rope, e);
-}
-
 /* ---- the loop ---- */
 
 static bool due(int every, int64_t step, int64_t last) {
@@ -530,7 +375,7 @@ static bool due(int every, int64_t step, int64_t last) {
 }
 
 static int train(Program *p, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     int64_t step = p->first_step;
     for (; step < s->steps && !interrupted(); step++) {
         StepFigures f;
@@ -575,7 +420,7 @@ static int save_run_json(const Program *p, Err *e) {
 
 /* Opens the run's folder and, with --resume or --init, takes what the file holds. */
 static int open_folder(Program *p, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     char dir[PATH_TEXT], metrics[PATH_TEXT];
     snprintf(dir, sizeof dir, "%s/checkpoints", s->out);
     snprintf(metrics, sizeof metrics, "%s/metrics.jsonl", s->out);
@@ -595,7 +440,7 @@ static int open_folder(Program *p, Err *e) {
 }
 
 static int run_training(Program *p, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     if (memory_check(memory_total(p->plan.row, p->plan.n), e)) return -1;
     if (open_model(p, s->attn, true, e) || open_folder(p, e) || open_loader(p, e)) return -1;
     if (wm_sampler_init(&p->sampler, &p->m, s->sample_steps, (float)s->cfg, false, e)) return -1;
@@ -619,7 +464,7 @@ static int run_plan(Program *p, Err *e) {
 }
 
 static int run_sample(Program *p, Err *e) {
-    const Settings *s = &p->s;
+    const WmSettings *s = &p->s;
     StFile file;
     if (open_model(p, s->attn, false, e) ||
         checkpoint_load(s->sample, &p->m.params, NULL, &file, e))
@@ -665,21 +510,24 @@ static int run_compare(Program *p, Err *e) {
 
 /* ---- from the command line to one of them ---- */
 
-static int parse(Program *p, int argc, char **argv, char resume[PATH_TEXT], Err *e) {
-    Settings *s = &p->s;
+static int parse(Program *p, int argc, char **argv, char resume[RESUME_PATH], char out[RESUME_PATH],
+                 Err *e) {
+    WmSettings *s = &p->s;
     s->model = wm_config_default();
-    options_init(&p->options, p->row, option_table(s, p->row), false);
+    options_init(&p->options, p->row, wm_options(s, p->row), false);
     if (options_parse(&p->options, argc, argv, e)) return -1;
     if (p->options.help) return 0;
     if ((s->resume != NULL) + (s->init != NULL) + (s->sample != NULL) > 1)
         return err_set(e, "--resume, --init and --sample exclude each other; give one");
-    if (apply_preset(&p->options, s->preset, e)) return -1;
+    if (wm_preset(&p->options, s->preset, e)) return -1;
+    if (!option_was_set(&p->options, "out"))
+        s->out = run_folder("runs/wm", s->resume || s->sample || s->plan, out);
     resume_path(&s->resume, s->out, resume);
     const char *from = s->resume ? s->resume : s->init ? s->init : s->sample;
     if (!from) return 0;
     StFile file;
     if (st_open(from, &file, e)) return -1;
-    int status = adopt_config(p, &file, e);
+    int status = wm_adopt_config(&p->options, s, st_meta(&file, "config"), e);
     if (status) err_prefix(e, "%s: ", from);
     if (status == 0 && !s->init) status = resume_options(&p->options, st_meta(&file, "options"), e);
     st_close(&file);
@@ -699,9 +547,9 @@ static void close_program(Program *p) {
 
 int main(int argc, char **argv) {
     static Program p; /* large, and zero to begin with */
-    char resume[PATH_TEXT];
+    char resume[RESUME_PATH], out[RESUME_PATH];
     Err e = {{0}};
-    int status = parse(&p, argc, argv, resume, &e);
+    int status = parse(&p, argc, argv, resume, out, &e);
     if (status == 0 && p.options.help) {
         options_help(&p.options, "train_wm [options]: trains a video world model of Pong", stdout);
         options_free(&p.options);

@@ -44,6 +44,11 @@ int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int
               Err *e);
 void mask_free(Mask *m);
 
+/* Where the code of its expressions is compiled and kept: cache, a folder (made with mode 0700
+ * where it is missing), and compiler, NULL for cc. Without this call nothing is kept. Main decides
+ * the folder; see kernels/flex/flex.h on what makes one safe. Does nothing for other masks. */
+void mask_set_build(Mask *m, const char *cache, const char *compiler);
+
 /* Whether the query at position q sees the key at position k. Slow; for tests, vanilla and plans.
  */
 bool mask_sees(const Mask *m, int b, int h, int q, int k);
@@ -68,7 +73,7 @@ typedef struct AttnArgs {
     AttnStride qs, ks, vs, os; /* gradients have the strides of their tensors; dout those of out */
     /* forward writes */
     void *out, *lse; /* lse (B, H, Tq): log of the sum of exp(s) over visible keys, natural log */
-    /* backward reads out, lse and dout, and overwrites dq, dk, dv */
+    /* backward reads out, lse and dout, and overwrites dq, dk, dv (NULL: not wanted) */
     const void *dout;
     void *dq, *dk, *dv;
     void *workspace; /* as many bytes as workspace() said, aligned to 64 */
@@ -80,6 +85,9 @@ typedef struct AttnBackend {
     /* NULL: this backend does it. Otherwise why not, a clause such as "it has no score
      * expressions". */
     const char *(*supports)(const AttnArgs *a);
+    /* Once, before the first call for a's mask: compiles its expressions. -1 and a sentence where
+     * that fails. NULL where there is nothing to prepare. */
+    int (*prepare)(Ctx *c, const AttnArgs *a, Err *e);
     size_t (*workspace)(Ctx *c, const AttnArgs *a, bool backward);
     void (*forward)(Ctx *c, const AttnArgs *a);
     void (*backward)(Ctx *c, const AttnArgs *a);
@@ -103,5 +111,10 @@ void attention_backward(Ctx *c, const OpCall *o);
 /* Runs one forward or backward through c->attn with workspace from the context. Called by
  * op_attention's kernels. */
 void attn_run(Ctx *c, AttnArgs *a, bool backward);
+
+/* The plain loops in float32 or float64 (kernels/plain/attention.c): one thread, any mask and score
+ * expression (those evaluate in float32). forward needs a workspace of Tk doubles, backward none.
+ */
+void plain_attn(const AttnArgs *a, bool backward);
 
 #endif

@@ -15,13 +15,13 @@ int err_set(Err *e, const char *fmt, ...) {
 
 int err_prefix(Err *e, const char *fmt, ...) {
     if (!e) return -1;
-    Err old = *e;
+    const Err old = *e;
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(e->text, sizeof e->text, fmt, ap);
+    vsnprintf(e->text, sizeof e->text, fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof e->text)
-        strncat(e->text, old.text, sizeof e->text - (size_t)n - 1);
+    const size_t n = strlen(e->text);
+    snprintf(e->text + n, sizeof e->text - n, "%s", old.text);
     return -1;
 }
 

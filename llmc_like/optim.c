@@ -74,11 +74,11 @@ static int muon_order(const ParamTable *p, int *order) {
 }
 
 /* The lower triangle of the n x n matrix C = alpha op(A) op(B) + beta C, whose product is
- * symmetric: panel after panel of rows, each only as far as the diagonal's end. Four panels do 5/8
- * of the work; more of them save little and leave gemm less to do at a time. */
+ * symmetric: panel after panel of rows, each only as far as the diagonal's end. p panels do (p + 1)
+ * / 2p of the work; panels of fewer than 48 rows make gemm itself slower than they save. */
 static void gemm_lower(Ctx *c, bool ta, bool tb, int64_t n, int64_t K, float alpha, const float *A,
                        int64_t lda, const float *B, int64_t ldb, float beta, float *C) {
-    const int64_t panel = larger(64, (n + 3) / 4);
+    const int64_t panel = larger(48, (n / 10 + 15) / 16 * 16);
     for (int64_t i = 0; i < n; i += panel) {
         const int64_t rows = smaller(panel, n - i);
         c->dev->gemm(c, ta, tb, rows, i + rows, K, alpha, ta ? A + i : A + i * lda, lda, B, ldb,
@@ -89,27 +89,31 @@ static void gemm_lower(Ctx *c, bool ta, bool tb, int64_t n, int64_t K, float alp
 /* The Newton-Schulz steps on s->x, a rows x cols matrix that counts as multiplied by `scale` (so
  * that the normalisation costs no pass of its own); the result is in s->x, to be multiplied by what
  * is returned.
- * r is the shorter side. A matrix with rows > cols stays as it lies: its transpose X' (r, k) has
- * X X' = the stored one's S' S, and P X is stored as S P, for P is symmetric.
+ * X is (r, k) with r the shorter side, and may lie in memory as it is or transposed ("tall"): gemm
+ * takes either. Between the steps it lies tall, which gemm likes better (long rows cost it 10 to 20
+ * per cent), at the ends as the parameter does; since P is symmetric, no copy is ever needed.
  * Each step is  A = scale^2 X X',  P = a I + b A + c A A,  X = scale P X. */
 static float newton_schulz(Ctx *c, MuonScratch *s, int64_t rows, int64_t cols, int steps,
                            float scale) {
     const float ca = 3.4445f, cb = -4.7750f, cc = 2.0315f;
     const OptimKernels *kernel = c->dev->optim;
-    const bool tall = rows > cols;
     const int64_t r = smaller(rows, cols), k = larger(rows, cols);
+    bool tall = rows > cols;
     for (int i = 0; i < steps; i++) {
-        gemm_lower(c, tall, !tall, r, k, scale * scale, s->x, cols, s->x, cols, 0, s->a);
+        const bool next_tall = i < steps - 1 || rows > cols;
+        const int64_t ld = tall ? r : k;
+        gemm_lower(c, tall, !tall, r, k, scale * scale, s->x, ld, s->x, ld, 0, s->a);
         kernel->symmetrise(s->a, s->p, r, 0);
         gemm_lower(c, false, false, r, r, cc, s->a, r, s->a, r, cb, s->p);
         kernel->symmetrise(s->p, NULL, r, ca);
-        if (tall)
-            c->dev->gemm(c, false, false, rows, cols, r, scale, s->x, cols, s->p, r, 0, s->y, cols);
+        if (next_tall)
+            c->dev->gemm(c, !tall, false, k, r, r, scale, s->x, ld, s->p, r, 0, s->y, r);
         else
-            c->dev->gemm(c, false, false, rows, cols, r, scale, s->p, r, s->x, cols, 0, s->y, cols);
+            c->dev->gemm(c, false, tall, r, k, r, scale, s->p, r, s->x, ld, 0, s->y, k);
         float *swap = s->x;
         s->x = s->y;
         s->y = swap;
+        tall = next_tall;
         scale = 1;
     }
     return scale;

@@ -9,8 +9,10 @@
 enum { NAME_MAX_LENGTH = 40, PAGE_WIDTH = 100, HELP_COLUMN = 30 };
 
 static const char *const KIND_NAME[] = {
-    [OPT_HEADING] = "",      [OPT_INT] = "INT",     [OPT_U64] = "INT",
-    [OPT_DOUBLE] = "NUMBER", [OPT_STRING] = "TEXT", [OPT_FLAG] = ""};
+    [OPT_HEADING] = "",    [OPT_INT] = "INT",         [OPT_U64] = "INT", [OPT_DOUBLE] = "NUMBER",
+    [OPT_STRING] = "TEXT", [OPT_OPTIONAL] = "[TEXT]", [OPT_FLAG] = ""};
+
+static bool is_string(const Option *r) { return r->kind == OPT_STRING || r->kind == OPT_OPTIONAL; }
 
 const char *option_origin_name(OptionOrigin from) {
     static const char *const name[] = {"default", "preset", "user"};
@@ -128,7 +130,7 @@ static int set_flag(const Option *r, const char *text, Err *e) {
 
 /* Puts the value that `text` says into row r's variable. */
 static int set_value(const Option *r, const char *text, Err *e) {
-    if (r->kind == OPT_STRING) return set_string(r, text, e);
+    if (is_string(r)) return set_string(r, text, e);
     if (r->kind == OPT_FLAG) return set_flag(r, text, e);
     char *end;
     errno = 0;
@@ -184,7 +186,7 @@ void options_init(Options *o, const Option *row, int n, bool takes_args) {
         if (r->kind == OPT_HEADING) continue;
         Err e = {""};
         CHECK(strlen(r->name) <= NAME_MAX_LENGTH && r->value && r->help, "row %d (%s)", i, r->name);
-        CHECK(r->fallback || r->kind == OPT_STRING, "--%s has no default", r->name);
+        CHECK(r->fallback || is_string(r), "--%s has no default", r->name);
         CHECK(find(o, r->name, strlen(r->name)) == i, "--%s is in the table twice", r->name);
         CHECK(!assign(o, i, r->fallback, FROM_DEFAULT, &e), "default of %s", e.text);
     }
@@ -235,7 +237,9 @@ static int parse_option(Options *o, int argc, char **argv, int *i, Err *e) {
     const Option *r = &o->row[row];
     if (equals) return assign(o, row, equals + 1, FROM_USER, e);
     if (r->kind == OPT_FLAG) return assign(o, row, "on", FROM_USER, e);
-    if (*i + 1 >= argc || !strncmp(argv[*i + 1], "--", 2))
+    const bool alone = *i + 1 >= argc || !strncmp(argv[*i + 1], "--", 2);
+    if (alone && r->kind == OPT_OPTIONAL) return assign(o, row, "", FROM_USER, e);
+    if (alone)
         return err_set(e, "--%s needs a value (%s%s%s): write --%s VALUE or --%s=VALUE", r->name,
                        r->choices ? r->choices : KIND_NAME[r->kind],
                        r->fallback ? ", default " : "", r->fallback ? r->fallback : "", r->name,
@@ -302,6 +306,7 @@ const char *option_text(const Options *o, int i, char buf[OPTION_TEXT]) {
             }
             break;
         case OPT_STRING:
+        case OPT_OPTIONAL:
             if (*(const char **)r->value)
                 snprintf(buf, OPTION_TEXT, "%s", *(const char **)r->value);
             break;

@@ -23,12 +23,13 @@
 struct cJSON; /* cjson/cJSON.h */
 
 typedef enum {
-    OPT_HEADING, /* no option: begins a group of the help text; only name is used */
-    OPT_INT,     /* value: int *          */
-    OPT_U64,     /* value: uint64_t *     */
-    OPT_DOUBLE,  /* value: double *       */
-    OPT_STRING,  /* value: const char **  NULL where nothing was given and fallback is NULL */
-    OPT_FLAG     /* value: bool *         fallback "on" or "off" */
+    OPT_HEADING,  /* no option: begins a group of the help text; only name is used */
+    OPT_INT,      /* value: int *          */
+    OPT_U64,      /* value: uint64_t *     */
+    OPT_DOUBLE,   /* value: double *       */
+    OPT_STRING,   /* value: const char **  NULL where nothing was given and fallback is NULL */
+    OPT_OPTIONAL, /* a string, too: --name alone gives "" */
+    OPT_FLAG      /* value: bool *         fallback "on" or "off" */
 } OptionKind;
 
 typedef struct Option {

@@ -7,9 +7,14 @@
 enum { RESUME_PATH = 4096 };
 
 /* What --resume names, made a checkpoint's path: a .safetensors file is itself, a folder means
- * FOLDER/checkpoints/last.safetensors, and "last" (--resume alone) that of `out`. *resume NULL
+ * FOLDER/checkpoints/last.safetensors, and "" (--resume alone) that of `out`. *resume NULL
  * stays so; else it points into `path`. */
 void resume_path(const char **resume, const char *out, char path[RESUME_PATH]);
+
+/* The folder of a run that named none: base, base-2, base-3, ...: the first in which no run has
+ * left checkpoints; with `last` the last in which one has (base where there is none). Into path,
+ * which is returned. */
+const char *run_folder(const char *base, bool last, char path[RESUME_PATH]);
 
 /* All options as JSON text {"steps": "600", ...}, for a checkpoint's metadata. The caller frees it.
  */

@@ -87,6 +87,12 @@ static inline float exp_cut(float x) {
     return p * scale.f;
 }
 
+/* Below this many elements a parallel region costs more than it gains. */
+enum { PARALLEL_FROM = 8192 };
+
+/* A backward's store: `add` is the same for the whole loop, which the compiler takes out of it. */
+static inline void put(float *dst, float value, bool add) { *dst = add ? *dst + value : value; }
+
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_cut(-x)); }
 
 #endif

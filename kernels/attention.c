@@ -1,0 +1,233 @@
+#include "kernels/attention.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/device.h"
+#include "llmc_like/ctx.h"
+#include "llmc_like/philox.h"
+
+/* ---- the registry: one line a backend ---- */
+
+/* clang-format off */
+/*        the file's name   --attn       help                                              */
+#define ATTN_LIST(X)                                                                          \
+    X(vanilla,    "vanilla",    "the whole score matrix in memory, products by the library")  \
+    X(sdpa,       "sdpa",       "our fused flash kernel, built-in masks")                     \
+    X(flex,       "flex",       "the fused kernel, compiled with the mask and score expressions") \
+    X(flex_dense, "flex-dense", "flex without its plan: every tile visited, every cell asked")
+/* clang-format on */
+
+/* Each backend exists once an instruction set (kernels/cpu/attention_*.c); the registry's entry
+ * calls the one of the context's device. On the plain device, which has no backends of its own,
+ * that is the portable one. */
+static const AttnBackend *of_device(Ctx *c, const AttnBackend *avx512, const AttnBackend *avx2,
+                                    const AttnBackend *portable) {
+    return c->dev == &cpu_device_avx512 ? avx512 : c->dev == &cpu_device_avx2 ? avx2 : portable;
+}
+
+#define ATTN_ENTRY(id, flag, text)                                                          \
+    extern const AttnBackend attn_##id##_avx512, attn_##id##_avx2, attn_##id##_portable;    \
+    static const AttnBackend *id##_of(Ctx *c) {                                             \
+        return of_device(c, &attn_##id##_avx512, &attn_##id##_avx2, &attn_##id##_portable); \
+    }                                                                                       \
+    static const char *id##_supports(const AttnArgs *a) {                                   \
+        return attn_##id##_portable.supports(a);                                            \
+    }                                                                                       \
+    static int id##_prepare(Ctx *c, const AttnArgs *a, Err *e) {                            \
+        const AttnBackend *d = id##_of(c);                                                  \
+        return d->prepare ? d->prepare(c, a, e) : 0;                                        \
+    }                                                                                       \
+    static size_t id##_workspace(Ctx *c, const AttnArgs *a, bool backward) {                \
+        return id##_of(c)->workspace(c, a, backward);                                       \
+    }                                                                                       \
+    static void id##_forward(Ctx *c, const AttnArgs *a) { id##_of(c)->forward(c, a); }      \
+    static void id##_backward(Ctx *c, const AttnArgs *a) { id##_of(c)->backward(c, a); }    \
+    static const AttnBackend id##_entry = {                                                 \
+        flag, text, id##_supports, id##_prepare, id##_workspace, id##_forward, id##_backward};
+
+ATTN_LIST(ATTN_ENTRY)
+
+#define ATTN_ADDRESS(id, flag, text) &id##_entry,
+const AttnBackend *const attn_backends[] = {ATTN_LIST(ATTN_ADDRESS) NULL};
+
+const AttnBackend *attn_find(const char *name) {
+    for (int i = 0; attn_backends[i]; i++)
+        if (!strcmp(attn_backends[i]->name, name)) return attn_backends[i];
+    return NULL;
+}
+
+/* ---- the op ---- */
+
+AttnArgs attention_args(const OpCall *o) {
+    const Tensor *q = o->in[0], *k = o->in[1], *v = o->in[2], *out = o->out[0];
+    const int64_t Tq = q->shape[1], H = q->shape[2], D = q->shape[3], Tk = k->shape[1];
+    const AttnStride queries = {Tq * H * D, H * D, D}, keys = {Tk * H * D, H * D, D};
+    return (AttnArgs){.B = (int)q->shape[0],
+                      .H = (int)H,
+                      .Tq = (int)Tq,
+                      .Tk = (int)Tk,
+                      .D = (int)D,
+                      .dtype = q->dtype,
+                      .scale = o->attr.scale,
+                      .offset = o->attr.offset,
+                      .mask = o->attr.mask,
+                      .q = q->data,
+                      .k = k->data,
+                      .v = v->data,
+                      .qs = queries,
+                      .ks = keys,
+                      .vs = keys,
+                      .os = queries,
+                      .out = out->data,
+                      .lse = o->saved[0]->data,
+                      .dout = out->grad,
+                      .dq = q->grad,
+                      .dk = k->grad,
+                      .dv = v->grad};
+}
+
+void attention_forward(Ctx *c, const OpCall *o) {
+    AttnArgs a = attention_args(o);
+    attn_run(c, &a, false);
+}
+
+void attention_backward(Ctx *c, const OpCall *o) {
+    AttnArgs a = attention_args(o);
+    attn_run(c, &a, true);
+}
+
+void attn_run(Ctx *c, AttnArgs *a, bool backward) {
+    CHECK(c->attn, "no attention backend was chosen (attn_choose)");
+    a->workspace = ctx_workspace(c, c->attn->workspace(c, a, backward));
+    (backward ? c->attn->backward : c->attn->forward)(c, a);
+}
+
+/* ---- the choice ---- */
+
+static int refuse(const char *name, const char *reason, const AttnArgs *a, Err *e) {
+    char would[256] = "auto";
+    for (int i = 0; attn_backends[i]; i++) {
+        if (a && attn_backends[i]->supports(a)) continue;
+        strncat(would, ", ", sizeof would - strlen(would) - 1);
+        strncat(would, attn_backends[i]->name, sizeof would - strlen(would) - 1);
+    }
+    return err_set(e, "--attn %s: %s; these would work here: %s", name, reason, would);
+}
+
+/* Random tensors of one call, for timing: contiguous, in one block. */
+typedef struct Trial {
+    AttnArgs args;
+    float *block;
+    size_t queries, keys; /* elements of q and of k */
+} Trial;
+
+static int trial_make(Trial *t, const AttnArgs *like, Err *e) {
+    AttnArgs *a = &t->args;
+    *a = *like;
+    t->queries = (size_t)a->B * (size_t)a->Tq * (size_t)a->H * (size_t)a->D;
+    t->keys = (size_t)a->B * (size_t)a->Tk * (size_t)a->H * (size_t)a->D;
+    const size_t lse = (size_t)a->B * (size_t)a->H * (size_t)a->Tq;
+    const size_t inputs = 2 * t->queries + 2 * t->keys,
+                 all = inputs + 2 * t->queries + 2 * t->keys + lse;
+    t->block = calloc(all, sizeof(float));
+    if (!t->block)
+        return err_set(e, "--attn auto: no memory for a trial (%zu MiB); name a backend instead",
+                       (all * sizeof(float)) >> 20);
+    rng_normal((RngKey){1, 0, RNG_TEST}, 0, t->block, (int64_t)inputs);
+    float *p = t->block;
+    a->q = p, p += t->queries;
+    a->dout = p, p += t->queries;
+    a->k = p, p += t->keys;
+    a->v = p, p += t->keys;
+    a->out = p, p += t->queries;
+    a->dq = p, p += t->queries;
+    a->dk = p, p += t->keys;
+    a->dv = p, p += t->keys;
+    a->lse = p;
+    const int64_t row = (int64_t)a->H * a->D;
+    a->qs = a->os = (AttnStride){a->Tq * row, row, a->D};
+    a->ks = a->vs = (AttnStride){a->Tk * row, row, a->D};
+    a->scale = 1 / sqrtf((float)a->D);
+    return 0;
+}
+
+/* Seconds of the fastest of three forwards and backwards; the first, which warms, is not timed. */
+static double trial_time(Ctx *c, Trial *t, double *forward, double *backward) {
+    *forward = *backward = INFINITY;
+    for (int i = 0; i < 4; i++) {
+        const double t0 = now_s();
+        attn_run(c, &t->args, false);
+        const double t1 = now_s();
+        attn_run(c, &t->args, true);
+        const double t2 = now_s();
+        if (i) *forward = fmin(*forward, t1 - t0), *backward = fmin(*backward, t2 - t1);
+    }
+    return *forward + *backward;
+}
+
+/* The largest difference of outputs and gradients, as a share of the largest entry. */
+static double trial_differs(const Trial *t, const float *expected) {
+    const float *got = t->args.out;
+    double worst = 0, most = 0;
+    for (size_t i = 0; i < 2 * (t->queries + t->keys); i++) {
+        const double d = fabs((double)got[i] - (double)expected[i]);
+        if (!(d <= worst)) worst = d;
+        most = fmax(most, fabs((double)expected[i]));
+    }
+    return worst / most;
+}
+
+static int choose_fastest(Ctx *c, const AttnArgs *a, Err *e) {
+    Trial t;
+    if (trial_make(&t, a, e)) return -1;
+    const size_t n = 2 * (t.queries + t.keys);
+    float *expected = malloc(n * sizeof *expected);
+    const AttnBackend *best = NULL;
+    double best_s = INFINITY;
+    int status = expected ? 0 : err_set(e, "--attn auto: no memory; name a backend instead");
+    if (!status) printf("attention     forward ms  backward ms  difference from vanilla\n");
+    for (int i = 0; !status && attn_backends[i]; i++) {
+        const AttnBackend *b = attn_backends[i];
+        const char *reason = b->supports(a);
+        if (reason) {
+            printf("%-12s  left out: %s\n", b->name, reason);
+            continue;
+        }
+        status = b->prepare(c, a, e);
+        if (status) break;
+        double forward, backward;
+        c->attn = b;
+        const double s = trial_time(c, &t, &forward, &backward);
+        if (!best) memcpy(expected, t.args.out, n * sizeof *expected); /* vanilla supports all */
+        const double differs = trial_differs(&t, expected);
+        printf("%-12s  %10.2f  %11.2f  %.1e\n", b->name, 1e3 * forward, 1e3 * backward, differs);
+        if (!(differs < 1e-3))
+            status = err_set(e,
+                             "--attn auto: %s differs from vanilla by %.1e of the largest entry; "
+                             "this is a bug, please report it; --attn vanilla works meanwhile",
+                             b->name, differs);
+        if (s < best_s) best_s = s, best = b;
+    }
+    free(expected);
+    free(t.block);
+    if (status) return -1;
+    printf("attention: %s\n", best->name);
+    c->attn = best;
+    return 0;
+}
+
+int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e) {
+    if (!strcmp(name, "auto") && !c->dry) return choose_fastest(c, a, e);
+    /* a dry context measures nothing: the one that is expected to win */
+    const AttnBackend *b = strcmp(name, "auto") ? attn_find(name) : attn_find("sdpa");
+    if (!b) return refuse(name, "no such backend", a, e);
+    const char *reason = b->supports(a);
+    if (reason && !strcmp(name, "auto")) b = attn_find("flex"), reason = b->supports(a);
+    if (reason) return refuse(name, reason, a, e);
+    if (b->prepare(c, a, e)) return -1;
+    c->attn = b;
+    return 0;
+}

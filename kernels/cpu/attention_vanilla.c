@@ -1,0 +1,168 @@
+/* vanilla: the score matrix of every head in memory, a masked softmax over its rows, and the
+ * products by the library: what attention costs when it is written down as in the paper.
+ *
+ *   forward    S = scale Q K', P = softmax(S), out = P V
+ *   backward   P from S and the saved log-sum-exp; dV = P' dO, dP = dO V', dS = P (dP - delta),
+ *              dQ = scale dS K, dK = scale dS' Q, with delta = rowsum(dO out)
+ *
+ * Masks by interval and by expression, and score expressions, through the interpreter. */
+#include <math.h>
+#include <omp.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/flash_vec.h"
+#include "kernels/flex/flex.h"
+
+enum { ALIGN_FLOATS = 16 };
+static const float LOG2E = 1.44269504f;
+
+typedef struct Scratch {
+    float *s, *dp;          /* (B, H, Tq, ld) scores, later p; d loss / d p, later d loss / d s */
+    float *slope;           /* (threads, ld): d score' / d score of one row */
+    unsigned char *visible; /* (threads, ld) */
+    int64_t ld;             /* a row's length, whole vectors */
+    size_t bytes;
+} Scratch;
+
+static Scratch scratch(Ctx *c, const AttnArgs *a, bool backward) {
+    Scratch w = {.ld = (a->Tk + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS};
+    const size_t matrix = (size_t)a->B * (size_t)a->H * (size_t)a->Tq * (size_t)w.ld;
+    const size_t rows = (size_t)c->n_threads * (size_t)w.ld;
+    w.s = a->workspace;
+    w.bytes = sizeof(float) * (matrix * (backward ? 2 : 1) + rows) + rows;
+    if (!w.s) return w;
+    w.dp = w.s + matrix;
+    w.slope = backward ? w.dp + matrix : w.dp;
+    w.visible = (unsigned char *)(w.slope + rows);
+    return w;
+}
+
+static const char *supports(const AttnArgs *a) {
+    return a->dtype == DT_F32 ? NULL : "it computes in float32 alone";
+}
+
+static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
+    AttnArgs shape = *a;
+    shape.workspace = NULL;
+    return scratch(c, &shape, backward).bytes;
+}
+
+/* Row number `row` of (B, H, Tq): the score expression, then -inf where the mask hides, and beyond
+ * Tk. slope NULL: not wanted. */
+static void finish_row(const AttnArgs *a, int64_t row, float *s, int64_t ld, float *slope,
+                       unsigned char *visible) {
+    const Mask *m = a->mask;
+    const int q = a->offset + (int)(row % a->Tq), h = (int)(row / a->Tq % a->H),
+              b = (int)(row / a->Tq / a->H);
+    if (m->has_score_expr) {
+        if (slope) flex_eval_score_grad_row(m->flex, s, b, h, q, 0, a->Tk, slope);
+        flex_eval_score_row(m->flex, s, b, h, q, 0, a->Tk, s);
+    }
+    if (m->has_mask_expr) {
+        flex_eval_mask_row(m->flex, b, h, q, 0, a->Tk, visible);
+        for (int j = 0; j < a->Tk; j++) s[j] = visible[j] ? s[j] : -INFINITY;
+    } else if (m->lo) {
+        const int lo = m->lo[q] < a->Tk ? m->lo[q] : a->Tk, hi = m->hi[q];
+        for (int j = 0; j < lo; j++) s[j] = -INFINITY;
+        for (int j = hi; j < a->Tk; j++) s[j] = -INFINITY;
+    }
+    for (int64_t j = a->Tk; j < ld; j++) s[j] = -INFINITY;
+}
+
+/* s becomes its softmax; returns the log-sum-exp. A row that sees nothing becomes 0. */
+static float softmax_row(float *s, int64_t ld) {
+    Vec m = vec_load(s), total = {0};
+    for (int64_t j = VW; j < ld; j += VW) m = vec_max(m, vec_load(s + j));
+    const float max = vec_reduce_max(m), base = max > -INFINITY ? max : 0;
+    for (int64_t j = 0; j < ld; j += VW) {
+        Vec p = vec_exp2((vec_load(s + j) - base) * LOG2E);
+        vec_store(s + j, p);
+        total += p;
+    }
+    const float sum = vec_reduce_add(total), share = sum == 0 ? 0 : 1 / sum;
+    for (int64_t j = 0; j < ld; j += VW) vec_store(s + j, vec_load(s + j) * share);
+    return base + logf(sum);
+}
+
+static const float *of(const void *x, AttnStride s, int b, int h) {
+    return (const float *)x + b * s.b + h * s.h;
+}
+
+static void scores(Ctx *c, const AttnArgs *a, const Scratch *w) {
+    for (int i = 0; i < a->B * a->H; i++)
+        c->dev->gemm(c, false, true, a->Tq, a->Tk, a->D, a->scale,
+                     of(a->q, a->qs, i / a->H, i % a->H), a->qs.t,
+                     of(a->k, a->ks, i / a->H, i % a->H), a->ks.t, 0, w->s + i * a->Tq * w->ld,
+                     w->ld);
+}
+
+static void forward(Ctx *c, const AttnArgs *a) {
+    const Scratch w = scratch(c, a, false);
+    scores(c, a, &w);
+    float *lse = a->lse;
+#pragma omp parallel for num_threads(c->n_threads)
+    for (int64_t row = 0; row < (int64_t)a->B * a->H * a->Tq; row++) {
+        float *s = w.s + row * w.ld;
+        finish_row(a, row, s, w.ld, NULL, w.visible + omp_get_thread_num() * w.ld);
+        lse[row] = softmax_row(s, w.ld);
+    }
+    for (int i = 0; i < a->B * a->H; i++)
+        c->dev->gemm(c, false, false, a->Tq, a->D, a->Tk, 1, w.s + i * a->Tq * w.ld, w.ld,
+                     of(a->v, a->vs, i / a->H, i % a->H), a->vs.t, 0,
+                     (float *)a->out + i / a->H * a->os.b + i % a->H * a->os.h, a->os.t);
+}
+
+/* s becomes p, dp becomes d loss / d s. */
+static void backward_row(const AttnArgs *a, int64_t row, float *s, float *dp, const float *slope,
+                         int64_t ld) {
+    const int q = (int)(row % a->Tq), h = (int)(row / a->Tq % a->H), b = (int)(row / a->Tq / a->H);
+    const float *out = of(a->out, a->os, b, h) + q * a->os.t,
+                *dout = of(a->dout, a->os, b, h) + q * a->os.t;
+    float lse = ((const float *)a->lse)[row], delta = 0;
+    if (lse == -INFINITY) lse = INFINITY;
+    for (int d = 0; d < a->D; d++) delta += out[d] * dout[d];
+    for (int64_t j = 0; j < ld; j += VW) {
+        const Vec x = vec_load(s + j), p = vec_exp2((x - lse) * LOG2E);
+        Vec ds = p * (vec_load(dp + j) - delta);
+        if (slope) ds *= vec_load(slope + j);
+        /* hidden: dp and slope may be anything there */
+        ds = (Vec)((VecInt)ds & ~(x == -INFINITY));
+        vec_store(s + j, p);
+        vec_store(dp + j, ds);
+    }
+}
+
+static void backward(Ctx *c, const AttnArgs *a) {
+    const Scratch w = scratch(c, a, true);
+    const bool slopes = a->mask->has_score_expr;
+    const int64_t size = a->Tq * w.ld;
+    scores(c, a, &w);
+    for (int i = 0; i < a->B * a->H; i++)
+        c->dev->gemm(c, false, true, a->Tq, a->Tk, a->D, 1, of(a->dout, a->os, i / a->H, i % a->H),
+                     a->os.t, of(a->v, a->vs, i / a->H, i % a->H), a->vs.t, 0, w.dp + i * size,
+                     w.ld);
+#pragma omp parallel for num_threads(c->n_threads)
+    for (int64_t row = 0; row < (int64_t)a->B * a->H * a->Tq; row++) {
+        float *s = w.s + row * w.ld, *slope = slopes ? w.slope + omp_get_thread_num() * w.ld : NULL;
+        finish_row(a, row, s, w.ld, slope, w.visible + omp_get_thread_num() * w.ld);
+        backward_row(a, row, s, w.dp + row * w.ld, slope, w.ld);
+    }
+    for (int i = 0; i < a->B * a->H; i++) {
+        const int b = i / a->H, h = i % a->H;
+        const float *p = w.s + i * size, *ds = w.dp + i * size;
+        if (a->dv)
+            c->dev->gemm(c, true, false, a->Tk, a->D, a->Tq, 1, p, w.ld, of(a->dout, a->os, b, h),
+                         a->os.t, 0, (float *)a->dv + b * a->vs.b + h * a->vs.h, a->vs.t);
+        if (a->dk)
+            c->dev->gemm(c, true, false, a->Tk, a->D, a->Tq, a->scale, ds, w.ld,
+                         of(a->q, a->qs, b, h), a->qs.t, 0,
+                         (float *)a->dk + b * a->ks.b + h * a->ks.h, a->ks.t);
+        if (a->dq)
+            c->dev->gemm(c, false, false, a->Tq, a->D, a->Tk, a->scale, ds, w.ld,
+                         of(a->k, a->ks, b, h), a->ks.t, 0,
+                         (float *)a->dq + b * a->qs.b + h * a->qs.h, a->qs.t);
+    }
+}
+
+const AttnBackend ISA_FN(attn_vanilla) = {
+    .supports = supports, .workspace = workspace, .forward = forward, .backward = backward};

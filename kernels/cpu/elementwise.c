@@ -1,0 +1,106 @@
+/* Ops that look at one element at a time: bound by memory, so each reads and writes once. */
+#include "kernels/cpu/cpu.h"
+
+/* Before a loop over n elements i: threads and vectors. */
+#define DO_PRAGMA(text) _Pragma(#text)
+#define EACH(n) \
+    DO_PRAGMA(omp parallel for simd num_threads(c->n_threads) if (parallel : (n) >= PARALLEL_FROM))
+
+void ISA_FN(silu_forward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *x = o->in[0]->data;
+    float *y = o->out[0]->data;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * sigmoid(x[i]);
+}
+
+void ISA_FN(silu_backward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const bool add = o->in[0]->grad_set;
+    const float *x = o->in[0]->data, *dy = o->out[0]->grad;
+    float *dx = o->in[0]->grad;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) {
+        const float s = sigmoid(x[i]);
+        put(&dx[i], dy[i] * s * (1.0f + x[i] * (1.0f - s)), add);
+    }
+}
+
+void ISA_FN(add_forward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *a = o->in[0]->data, *b = o->in[1]->data;
+    float *y = o->out[0]->data;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+void ISA_FN(add_backward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *dy = o->out[0]->grad;
+    for (int j = 0; j < 2; j++) {
+        float *d = o->in[j]->grad;
+        const bool add = o->in[j]->grad_set;
+        if (!d || d == dy) continue; /* the tape hands dy itself to the first input */
+        EACH(n)
+        for (int64_t i = 0; i < n; i++) put(&d[i], dy[i], add);
+    }
+}
+
+void ISA_FN(geglu_forward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *up = o->in[0]->data, *gate = o->in[1]->data;
+    float *y = o->out[0]->data;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) y[i] = up[i] * (gate[i] * sigmoid(gate[i]));
+}
+
+void ISA_FN(geglu_backward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *up = o->in[0]->data, *gate = o->in[1]->data, *dy = o->out[0]->grad;
+    float *dup = o->in[0]->grad, *dgate = o->in[1]->grad;
+    const bool add_up = o->in[0]->grad_set, add_gate = o->in[1]->grad_set;
+    if (dup && dgate && !add_up && !add_gate) { /* as in every model: the sigmoid once for both */
+        EACH(n)
+        for (int64_t i = 0; i < n; i++) {
+            const float s = sigmoid(gate[i]), silu = gate[i] * s;
+            dup[i] = dy[i] * silu;
+            dgate[i] = dy[i] * up[i] * (s + silu * (1.0f - s));
+        }
+        return;
+    }
+    if (dup) {
+        EACH(n)
+        for (int64_t i = 0; i < n; i++) put(&dup[i], dy[i] * (gate[i] * sigmoid(gate[i])), add_up);
+    }
+    if (dgate) {
+        EACH(n)
+        for (int64_t i = 0; i < n; i++) {
+            const float s = sigmoid(gate[i]);
+            put(&dgate[i], dy[i] * up[i] * (s + gate[i] * s * (1.0f - s)), add_gate);
+        }
+    }
+}
+
+void ISA_FN(flow_noise_forward)(Ctx *c, const OpCall *o) {
+    const int64_t frames = tensor_numel(o->in[2]), n = tensor_numel(o->in[0]), size = n / frames;
+    const float *t = o->in[2]->data;
+#pragma omp parallel for num_threads(c->n_threads) if (n >= PARALLEL_FROM)
+    for (int64_t f = 0; f < frames; f++) {
+        const float *x0 = (const float *)o->in[0]->data + f * size;
+        const float *z = (const float *)o->in[1]->data + f * size;
+        float *x_t = (float *)o->out[0]->data + f * size, *v = (float *)o->out[1]->data + f * size;
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) {
+            v[i] = x0[i] - z[i];
+            x_t[i] = x0[i] - t[f] * v[i];
+        }
+    }
+}
+
+void ISA_FN(copy_forward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *x = o->in[0]->data;
+    float *y = o->out[0]->data;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) y[i] = x[i];
+}

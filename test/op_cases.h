@@ -1,0 +1,223 @@
+/* The cases of test_ops.c: for each op a few odd shapes (primes, ones, no multiples of 16, and some
+ * large enough for all threads). A new op needs a `call` function and a row or two. */
+#ifndef TEST_OP_CASES_H
+#define TEST_OP_CASES_H
+
+#include "kernels/ops.h"
+
+typedef enum {
+    ABSENT,  /* an optional input left out */
+    REAL,    /* the context's dtype, standard normal, wants a gradient */
+    FIXED,   /* likewise, wants none */
+    UNIFORM, /* float32 whatever the context's dtype, in (0, 1), wants none */
+    IDS,     /* int32 in 0 .. Case.a - 1, wants none */
+    BUFFER   /* like FIXED, and the op writes into it */
+} Kind;
+
+typedef struct Input {
+    Kind kind;
+    int64_t shape[TENSOR_MAX_DIMS]; /* a zero ends it */
+} Input;
+
+typedef struct Case Case;
+struct Case {
+    Op op;
+    void (*call)(Ctx *c, const Case *k, Tensor **in, Tensor **out); /* fills out */
+    Input in[OP_MAX_IN];
+    int a, b; /* numbers of the op: see its call function */
+};
+
+static void call_linear(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_linear(c, in[0], &(Linear){in[1], in[2]});
+}
+
+static void call_conv2d(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_conv2d(c, in[0], &(Conv2d){in[1], in[2]});
+}
+
+static void call_silu(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_silu(c, in[0]);
+}
+
+static void call_add(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_add(c, in[0], in[1]);
+}
+
+static void call_groupnorm(Ctx *c, const Case *k, Tensor **in, Tensor **out) { /* a: groups */
+    out[0] = op_groupnorm(c, in[0], &(GroupNorm){in[1], in[2], k->a});
+}
+
+static void call_patchify(Ctx *c, const Case *k, Tensor **in, Tensor **out) { /* a: patch */
+    out[0] = op_patchify(c, in[0], k->a);
+}
+
+static void call_unpatchify(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    /* a: patch, b: height; the width follows */
+    const int pixels = (int)in[0]->shape[2] * k->a * k->a;
+    out[0] = op_unpatchify(c, in[0], k->a, k->b, pixels / k->b);
+}
+
+static void call_append_registers(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_append_registers(c, in[0], in[1]);
+}
+
+static void call_drop_registers(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_drop_registers(c, in[0], k->a, k->b); /* a: frames, b: registers */
+}
+
+static void call_embedding(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k; /* a: vocabulary */
+    out[0] = op_embedding(c, in[0], in[1]);
+}
+
+static void call_timestep_embedding(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_timestep_embedding(c, in[0], k->a, k->b); /* a: columns, b: steps */
+}
+
+static void call_rmsnorm_modulate(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_rmsnorm_modulate(c, in[0], in[1], in[2], k->a); /* a: part */
+}
+
+static void call_qkv_rope(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    /* a: heads, b: offset */
+    Qkv y = op_qkv_rope(c, in[0], in[1], in[2], &(Rope){in[3], in[4]}, k->a, k->b);
+    out[0] = y.q;
+    out[1] = y.k;
+    out[2] = y.v;
+}
+
+/* Position i sees from 0, or from i - 3 in the second case, to itself: attention's own test has
+ * the rest. */
+enum { MASK_T = 11 };
+static int32_t mask_lo[2][MASK_T] = {{0}, {0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7}};
+static int32_t mask_hi[MASK_T] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+static const Mask masks[2] = {{.text = "causal", .T = MASK_T, .lo = mask_lo[0], .hi = mask_hi},
+                              {.text = "window", .T = MASK_T, .lo = mask_lo[1], .hi = mask_hi}};
+
+static void call_attention(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    c->attn = attn_find("sdpa");
+    out[0] = op_attention(c, in[0], in[1], in[2], &masks[k->a], 0.5f); /* a: mask */
+}
+
+static void call_gate_add(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_gate_add(c, in[0], in[1], in[2], k->a); /* a: part */
+}
+
+static void call_geglu(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_geglu(c, in[0], in[1]);
+}
+
+static void call_flow_noise(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    Flow flow = op_flow_noise(c, in[0], in[1], in[2]);
+    out[0] = flow.x_t;
+    out[1] = flow.v;
+}
+
+static void call_mse_loss(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_mse_loss(c, in[0], in[1]);
+}
+
+/* a: the window's first row, b: its rows; it grows by x and then moves to the buffer's start. */
+static void call_copy(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_cache_extend(c, in[0], k->a, k->b, in[1]);
+    op_cache_rewind(c, in[0], k->a, k->b);
+}
+
+#define R(...)                \
+    {                         \
+        REAL, { __VA_ARGS__ } \
+    }
+#define X(...)                 \
+    {                          \
+        FIXED, { __VA_ARGS__ } \
+    }
+#define U(...)                   \
+    {                            \
+        UNIFORM, { __VA_ARGS__ } \
+    }
+#define I(...)               \
+    {                        \
+        IDS, { __VA_ARGS__ } \
+    }
+#define W(...)                  \
+    {                           \
+        BUFFER, { __VA_ARGS__ } \
+    }
+#define NONE          \
+    {                 \
+        ABSENT, { 0 } \
+    }
+
+static const Case cases[] = {
+    {OP_LINEAR, call_linear, {R(1, 1), R(1, 1), R(1)}, 0, 0},
+    {OP_LINEAR, call_linear, {R(2, 3, 17), R(19, 17), R(19)}, 0, 0},
+    {OP_LINEAR, call_linear, {R(131, 33), R(67, 33), R(67)}, 0, 0},
+    {OP_LINEAR, call_linear, {R(5, 7), R(3, 7), NONE}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(2, 5, 7, 3), R(17, 3, 5, 5), R(17)}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 3, 6, 5, 16), R(32, 16, 3, 3), R(32)}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(3, 4, 4, 48), R(5, 48, 1, 1), NONE}, 0, 0},
+    {OP_CONV2D, call_conv2d, {X(2, 9, 8, 3), R(16, 3, 5, 5), R(16)}, 0, 0},
+    {OP_SILU, call_silu, {R(1)}, 0, 0},
+    {OP_SILU, call_silu, {R(3, 5, 7)}, 0, 0},
+    {OP_SILU, call_silu, {R(3, 3001)}, 0, 0},
+    {OP_ADD, call_add, {R(1), R(1)}, 0, 0},
+    {OP_ADD, call_add, {R(3, 7), R(3, 7)}, 0, 0},
+    {OP_ADD, call_add, {R(5, 2003), R(5, 2003)}, 0, 0},
+    {OP_GROUPNORM, call_groupnorm, {R(1, 1, 3, 2), R(2), R(2)}, 1, 0},
+    {OP_GROUPNORM, call_groupnorm, {R(2, 3, 5, 7, 12), R(12), R(12)}, 4, 0},
+    {OP_GROUPNORM, call_groupnorm, {R(5, 4, 6, 96), R(96), R(96)}, 32, 0},
+    {OP_PATCHIFY, call_patchify, {R(1, 1, 2, 2, 1)}, 1, 0},
+    {OP_PATCHIFY, call_patchify, {R(2, 3, 6, 9, 5)}, 3, 0},
+    {OP_UNPATCHIFY, call_unpatchify, {R(1, 1, 1, 3)}, 1, 1},
+    {OP_UNPATCHIFY, call_unpatchify, {R(2, 3, 6, 27)}, 3, 6},
+    {OP_APPEND_REGISTERS, call_append_registers, {R(1, 1, 1, 1), R(1, 1)}, 0, 0},
+    {OP_APPEND_REGISTERS, call_append_registers, {R(2, 3, 5, 7), R(2, 7)}, 0, 0},
+    {OP_DROP_REGISTERS, call_drop_registers, {R(1, 2, 1)}, 1, 1},
+    {OP_DROP_REGISTERS, call_drop_registers, {R(2, 21, 5)}, 3, 2},
+    {OP_EMBEDDING, call_embedding, {I(1, 1), R(1, 1)}, 1, 0},
+    {OP_EMBEDDING, call_embedding, {I(3, 7), R(4, 13)}, 4, 0},
+    {OP_EMBEDDING, call_embedding, {I(5, 13), R(7, 131)}, 7, 0},
+    {OP_TIMESTEP_EMBEDDING, call_timestep_embedding, {U(1, 1)}, 2, 1000},
+    {OP_TIMESTEP_EMBEDDING, call_timestep_embedding, {U(3, 11)}, 38, 1000},
+    {OP_RMSNORM_MODULATE, call_rmsnorm_modulate, {R(1, 1, 1), R(1), R(1, 1, 2)}, 0, 0},
+    {OP_RMSNORM_MODULATE, call_rmsnorm_modulate, {R(2, 15, 17), R(17), R(2, 3, 102)}, 3, 0},
+    {OP_RMSNORM_MODULATE, call_rmsnorm_modulate, {R(1, 77, 130), R(130), R(1, 7, 260)}, 0, 0},
+    {OP_QKV_ROPE, call_qkv_rope, {R(1, 1, 6), R(2), R(2), R(1, 2), R(1, 2)}, 1, 0},
+    {OP_QKV_ROPE, call_qkv_rope, {R(2, 7, 90), R(10), R(10), R(7, 10), R(7, 10)}, 3, 0},
+    {OP_QKV_ROPE, call_qkv_rope, {R(1, 9, 216), R(36), R(36), X(11, 36), X(11, 36)}, 2, 5},
+    {OP_QKV_ROPE, call_qkv_rope, {R(2, 67, 96), R(16), R(16), R(70, 16), R(70, 16)}, 2, 3},
+    {OP_ATTENTION, call_attention, {R(1, 1, 1, 4), R(1, 1, 1, 4), R(1, 1, 1, 4)}, 0, 0},
+    {OP_ATTENTION, call_attention, {R(2, 11, 3, 16), R(2, 11, 3, 16), R(2, 11, 3, 16)}, 1, 0},
+    {OP_ATTENTION, call_attention, {R(1, 3, 2, 12), R(1, 10, 2, 12), R(1, 10, 2, 12)}, 0, 0},
+    {OP_GATE_ADD, call_gate_add, {R(1, 1, 1), R(1, 1, 1), R(1, 1, 1)}, 0, 0},
+    {OP_GATE_ADD, call_gate_add, {R(2, 15, 17), R(2, 15, 17), R(2, 5, 51)}, 2, 0},
+    {OP_GATE_ADD, call_gate_add, {R(1, 77, 130), R(1, 77, 130), R(1, 7, 130)}, 0, 0},
+    {OP_GEGLU, call_geglu, {R(1), R(1)}, 0, 0},
+    {OP_GEGLU, call_geglu, {R(3, 5, 7), R(3, 5, 7)}, 0, 0},
+    {OP_GEGLU, call_geglu, {R(3, 3001), R(3, 3001)}, 0, 0},
+    {OP_FLOW_NOISE, call_flow_noise, {X(1, 1, 1, 1, 3), X(1, 1, 1, 1, 3), U(1, 1)}, 0, 0},
+    {OP_FLOW_NOISE, call_flow_noise, {X(2, 3, 5, 7, 3), X(2, 3, 5, 7, 3), U(2, 3)}, 0, 0},
+    {OP_MSE_LOSS, call_mse_loss, {R(1), R(1)}, 0, 0},
+    {OP_MSE_LOSS, call_mse_loss, {R(3, 5, 7), R(3, 5, 7)}, 0, 0},
+    {OP_MSE_LOSS, call_mse_loss, {R(7, 1999), X(7, 1999)}, 0, 0},
+    {OP_COPY, call_copy, {W(9, 5), X(1, 3, 5)}, 4, 2},
+    {OP_COPY, call_copy, {W(25, 7), X(1, 4, 7)}, 13, 8},
+};
+enum { N_CASES = sizeof cases / sizeof *cases };
+
+#undef R
+#undef X
+#undef U
+#undef I
+#undef W
+#undef NONE
+
+#endif

@@ -1,0 +1,391 @@
+/* Every attention backend, on every device that this processor can be, against the plain loops in
+ * float64: masks by name and by expression, score expressions, odd shapes, strides with gaps.
+ *
+ * The rule: the largest error is at most twice that of the plain loops in float32, plus a floor of
+ * 16 units in the last place of the largest entry. Outputs lie between sentinels, and so do the
+ * rows of tensors with gaps; the workspace is given full of NaN and just as long as asked for. */
+/* clang-format off: cmocka.h needs what comes before it */
+#include <cmocka.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+/* clang-format on */
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/attention.h"
+#include "kernels/device.h"
+#include "llmc_like/ctx.h"
+#include "llmc_like/philox.h"
+
+enum { T_MAX = 200, FRAME = 13, GAP = 5, GUARD = 32, N_TENSORS = 9 };
+static const float SENTINEL = 12345.678f;
+
+/* A call's tensors. Order: inputs q, k, v, dout, then out, dq, dk, dv, lse. */
+enum { Q, K, V, DOUT, OUT, DQ, DK, DV, LSE };
+static const char *const tensor_names[N_TENSORS] = {"q",  "k",  "v",  "dout", "out",
+                                                    "dq", "dk", "dv", "lse"};
+
+typedef struct Shape {
+    int B, H, Tq, Tk, D;
+} Shape;
+
+typedef struct Call {
+    AttnArgs a;
+    void *block[N_TENSORS];                 /* with the guards */
+    size_t n[N_TENSORS];                    /* elements between the guards, gaps included */
+    size_t row[N_TENSORS], step[N_TENSORS]; /* elements of a row that count, and to the next row */
+} Call;
+
+static size_t element(DType t) { return t == DT_F64 ? sizeof(double) : sizeof(float); }
+
+static double get(const Call *c, int tensor, size_t i) {
+    return c->a.dtype == DT_F64 ? ((double *)c->block[tensor])[GUARD + i]
+                                : (double)((float *)c->block[tensor])[GUARD + i];
+}
+
+static void set(const Call *c, int tensor, size_t i, double x) {
+    if (c->a.dtype == DT_F64)
+        ((double *)c->block[tensor])[GUARD + i] = x;
+    else
+        ((float *)c->block[tensor])[GUARD + i] = (float)x;
+}
+
+static Call call_make(Shape s, DType dtype, const Mask *mask, float scale) {
+    Call c = {.a = {.B = s.B,
+                    .H = s.H,
+                    .Tq = s.Tq,
+                    .Tk = s.Tk,
+                    .D = s.D,
+                    .dtype = dtype,
+                    .scale = scale,
+                    .offset = s.Tk - s.Tq,
+                    .mask = mask}};
+    for (int t = 0; t < N_TENSORS; t++) {
+        const bool keys = t == K || t == V || t == DK || t == DV;
+        c.row[t] = t == LSE ? (size_t)s.Tq : (size_t)(s.H * s.D);
+        c.step[t] = t == LSE ? c.row[t] : c.row[t] + GAP;
+        c.n[t] = c.step[t] * (size_t)(t == LSE ? s.B * s.H : s.B * (keys ? s.Tk : s.Tq));
+        c.block[t] = malloc((c.n[t] + 2 * GUARD) * element(dtype));
+        assert_non_null(c.block[t]);
+        for (size_t i = 0; i < c.n[t] + 2 * GUARD; i++) set(&c, t, i - GUARD, SENTINEL);
+        if (t > DOUT) continue;
+        for (size_t i = 0; i < c.n[t]; i++) {
+            float x;
+            rng_normal((RngKey){7, (uint32_t)t, RNG_TEST}, i, &x, 1);
+            if (i % c.step[t] < c.row[t]) set(&c, t, i, (double)x);
+        }
+    }
+    void *p[N_TENSORS];
+    for (int t = 0; t < N_TENSORS; t++) p[t] = (char *)c.block[t] + GUARD * element(dtype);
+    c.a.q = p[Q], c.a.k = p[K], c.a.v = p[V], c.a.dout = p[DOUT], c.a.out = p[OUT];
+    c.a.dq = p[DQ], c.a.dk = p[DK], c.a.dv = p[DV], c.a.lse = p[LSE];
+    const int64_t row = s.H * s.D + GAP;
+    c.a.qs = c.a.os = (AttnStride){s.Tq * row, row, s.D};
+    c.a.ks = c.a.vs = (AttnStride){s.Tk * row, row, s.D};
+    return c;
+}
+
+static void call_free(Call *c) {
+    for (int t = 0; t < N_TENSORS; t++) free(c->block[t]);
+}
+
+static void run_plain(Call *c) {
+    c->a.workspace = malloc(sizeof(double) * (size_t)c->a.Tk);
+    plain_attn(&c->a, false);
+    plain_attn(&c->a, true);
+    free(c->a.workspace);
+}
+
+/* Forward and backward with exactly the workspace that was asked for, full of NaN. */
+static void run_backend(Ctx *ctx, const AttnBackend *b, Call *c) {
+    for (int backward = 0; backward < 2; backward++) {
+        const size_t bytes = b->workspace(ctx, &c->a, backward);
+        unsigned char *w = aligned_alloc(64, (bytes + 127) / 64 * 64);
+        assert_non_null(w);
+        memset(w, 0xff, bytes);
+        memset(w + bytes, 0x5a, 64);
+        c->a.workspace = w;
+        (backward ? b->backward : b->forward)(ctx, &c->a);
+        for (int i = 0; i < 64; i++)
+            if (w[bytes + (size_t)i] != 0x5a) fail_msg("%s wrote behind its workspace", b->name);
+        free(w);
+    }
+}
+
+static void check_sentinels(const Call *c, const char *what) {
+    for (int t = 0; t < N_TENSORS; t++)
+        for (size_t i = 0; i < c->n[t] + 2 * GUARD; i++) {
+            const size_t at = i - GUARD;
+            const bool inside = i >= GUARD && at < c->n[t] && at % c->step[t] < c->row[t];
+            if (!inside && get(c, t, at) != (double)SENTINEL)
+                fail_msg("%s: %s was written outside its elements", what, tensor_names[t]);
+        }
+}
+
+typedef struct Error {
+    double error[N_TENSORS], largest[N_TENSORS];
+} Error;
+
+static Error compare(const Call *got, const Call *expected) {
+    Error e = {0};
+    for (int t = OUT; t < N_TENSORS; t++)
+        for (size_t i = 0; i < got->n[t]; i++) {
+            if (i % got->step[t] >= got->row[t]) continue;
+            const double d = fabs(get(got, t, i) - get(expected, t, i));
+            if (!(d <= e.error[t])) e.error[t] = d;
+            e.largest[t] = fmax(e.largest[t], fabs(get(expected, t, i)));
+        }
+    return e;
+}
+
+static void check_errors(const Error *got, const Error *plain, const char *what) {
+    for (int t = OUT; t < N_TENSORS; t++) {
+        const double bound = 2 * plain->error[t] + 16 * (double)FLT_EPSILON * plain->largest[t];
+        if (!(got->error[t] <= bound))
+            fail_msg("%s: %s is off by %.3g, more than %.3g (plain float32: %.3g, largest %.3g)",
+                     what, tensor_names[t], got->error[t], bound, plain->error[t],
+                     plain->largest[t]);
+    }
+}
+
+static void ctx_for(Ctx *c, const Device *d, int threads) {
+    Err e;
+    if (ctx_init(c, d->name, threads, 1, false, &e)) fail_msg("%s", e.text);
+}
+
+static void mask_for(Mask *m, const char *mask, const char *score) {
+    Err e;
+    if (mask_init(m, mask, score, T_MAX, FRAME, 2, 3, &e)) fail_msg("%s", e.text);
+}
+
+static const Shape shapes[] = {{1, 1, 1, 1, 4},      {2, 3, 7, 7, 12},     {1, 3, 65, 65, 64},
+                               {2, 1, 130, 130, 16}, {1, 3, 193, 193, 32}, {1, 1, 193, 193, 80},
+                               {1, 3, 13, 65, 64},   {2, 3, 1, 130, 16},   {1, 1, 65, 193, 12},
+                               {1, 2, 130, 193, 4},  {1, 1, 150, 200, 128}};
+enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
+
+static const struct {
+    const char *mask, *score;
+} cases[] = {{"full", ""},
+             {"causal", ""},
+             {"frame-causal", ""},
+             {"window:9", ""},
+             {"document:50", ""},
+             {"causal & document:70", ""},
+             {"frame-causal", "20*tanh(score/20)"},
+             {"q >= k && q - k <= 20", ""},
+             {"q >= k || q / 13 == k / 13", "score - 0.01*(q - k)"},
+             {"(3*q + 5*k + h + b) % 4 != 1 || q == k", "score*(1 + 0.5*h) + 0.1*frame[k]"}};
+enum { N_CASES = sizeof cases / sizeof cases[0] };
+
+/* Every backend in the registry that supports the case, on one device. */
+static int try_backends(const Device *d, const Mask *m, Shape s, const Call *exact,
+                        const Error *plain) {
+    int ran = 0;
+    Ctx ctx;
+    ctx_for(&ctx, d, 2);
+    for (int i = 0; attn_backends[i]; i++) {
+        const AttnBackend *b = attn_backends[i];
+        Call c = call_make(s, DT_F32, m, exact->a.scale);
+        if (!b->supports(&c.a)) {
+            char what[512];
+            Err e;
+            snprintf(what, sizeof what, "%s on %s, mask %s, B %d H %d Tq %d Tk %d D %d", b->name,
+                     d->name, m->text, s.B, s.H, s.Tq, s.Tk, s.D);
+            if (b->prepare(&ctx, &c.a, &e)) fail_msg("%s: %s", what, e.text);
+            run_backend(&ctx, b, &c);
+            check_sentinels(&c, what);
+            const Error got = compare(&c, exact);
+            check_errors(&got, plain, what);
+            ran++;
+        }
+        call_free(&c);
+    }
+    ctx_free(&ctx);
+    return ran;
+}
+
+static void every_backend_is_right(void **state) {
+    (void)state;
+    for (int i = 0; i < N_CASES; i++) {
+        Mask m;
+        mask_for(&m, cases[i].mask, cases[i].score);
+        for (int j = 0; j < N_SHAPES; j++) {
+            const float scale = 1 / sqrtf((float)shapes[j].D);
+            Call exact = call_make(shapes[j], DT_F64, &m, scale),
+                 single = call_make(shapes[j], DT_F32, &m, scale);
+            run_plain(&exact);
+            run_plain(&single);
+            const Error plain = compare(&single, &exact);
+            for (int d = 0; devices[d]; d++)
+                if (devices[d] != &plain_device && device_runs_here(devices[d])) {
+                    const int ran = try_backends(devices[d], &m, shapes[j], &exact, &plain);
+                    assert_in_range(ran, m.has_mask_expr || m.has_score_expr ? 3 : 4, 100);
+                }
+            call_free(&exact);
+            call_free(&single);
+        }
+        mask_free(&m);
+    }
+}
+
+/* Gradients that nobody wants are left out, and the others do not change. */
+static void unwanted_gradients(void **state) {
+    (void)state;
+    Mask m;
+    mask_for(&m, "causal", "");
+    Ctx ctx;
+    ctx_for(&ctx, device_find("cpu", NULL), 2);
+    for (int i = 0; attn_backends[i]; i++) {
+        const Shape s = {1, 2, 65, 65, 16};
+        Call all = call_make(s, DT_F32, &m, 0.25f), none = call_make(s, DT_F32, &m, 0.25f);
+        run_backend(&ctx, attn_backends[i], &all);
+        none.a.dk = none.a.dq = NULL;
+        run_backend(&ctx, attn_backends[i], &none);
+        assert_memory_equal(all.block[DV], none.block[DV], all.n[DV] * sizeof(float));
+        call_free(&all);
+        call_free(&none);
+    }
+    ctx_free(&ctx);
+    mask_free(&m);
+}
+
+/* The fused kernels: the same bits for any number of threads. The library's products promise that
+ * for one number of threads alone. */
+static void threads_change_no_bit(void **state) {
+    (void)state;
+    Mask m;
+    mask_for(&m, "frame-causal", "");
+    for (int i = 0; attn_backends[i]; i++) {
+        const bool fused = strcmp(attn_backends[i]->name, "vanilla") != 0;
+        const Shape s = {2, 3, 193, 193, 32};
+        Call first = call_make(s, DT_F32, &m, 1);
+        for (int threads = 1; threads <= 3; threads++) {
+            Ctx ctx;
+            ctx_for(&ctx, device_find("cpu", NULL), fused ? threads : 2);
+            Call c = call_make(s, DT_F32, &m, 1);
+            run_backend(&ctx, attn_backends[i], threads == 1 ? &first : &c);
+            for (int t = OUT; threads > 1 && t < N_TENSORS; t++)
+                if (memcmp(first.block[t], c.block[t], c.n[t] * sizeof(float)))
+                    fail_msg("%s: %s differs with %d threads", attn_backends[i]->name,
+                             tensor_names[t], threads);
+            call_free(&c);
+            ctx_free(&ctx);
+        }
+        call_free(&first);
+    }
+    mask_free(&m);
+}
+
+/* Where the plain loops give NaN, so does every backend. */
+static void nan_comes_out(void **state) {
+    (void)state;
+    Mask m;
+    mask_for(&m, "causal", "");
+    for (int bad = Q; bad <= DOUT; bad++)
+        for (int d = 0; devices[d]; d++) {
+            if (devices[d] == &plain_device || !device_runs_here(devices[d])) continue;
+            Ctx ctx;
+            ctx_for(&ctx, devices[d], 2);
+            const Shape s = {1, 2, 150, 150, 20};
+            Call plain = call_make(s, DT_F32, &m, 0.25f);
+            set(&plain, bad, 70 * plain.step[bad] + 3, NAN);
+            run_plain(&plain);
+            for (int i = 0; attn_backends[i]; i++) {
+                Call c = call_make(s, DT_F32, &m, 0.25f);
+                set(&c, bad, 70 * c.step[bad] + 3, NAN);
+                run_backend(&ctx, attn_backends[i], &c);
+                int64_t found = 0;
+                for (int t = OUT; t < N_TENSORS; t++)
+                    for (size_t j = 0; j < c.n[t]; j++)
+                        if (isnan(get(&plain, t, j))) {
+                            found++;
+                            if (!isnan(get(&c, t, j)))
+                                fail_msg("%s on %s: NaN in %s, but %s[%zu] is %g",
+                                         attn_backends[i]->name, devices[d]->name,
+                                         tensor_names[bad], tensor_names[t], j, get(&c, t, j));
+                        }
+                assert_true(found > 0);
+                call_free(&c);
+            }
+            call_free(&plain);
+            ctx_free(&ctx);
+        }
+    mask_free(&m);
+}
+
+/* The plain backward in float64 is the derivative of the plain forward: central differences of the
+ * loss sum(out dout). */
+static void finite_differences(void **state) {
+    (void)state;
+    Mask m;
+    mask_for(&m, "q >= k && q - k <= 3 || k == 0", "");
+    const Shape s = {2, 2, 5, 9, 6};
+    Call c = call_make(s, DT_F64, &m, 0.5f), moved = call_make(s, DT_F64, &m, 0.5f);
+    run_plain(&c);
+    moved.a.workspace = malloc(sizeof(double) * (size_t)s.Tk);
+    for (int t = Q; t <= V; t++)
+        for (size_t i = 0; i < c.n[t]; i++) {
+            if (i % c.step[t] >= c.row[t]) continue;
+            const double h = 1e-5, x = get(&c, t, i);
+            double loss[2] = {0};
+            for (int side = 0; side < 2; side++) {
+                set(&moved, t, i, side ? x + h : x - h);
+                plain_attn(&moved.a, false);
+                for (size_t j = 0; j < c.n[OUT]; j++)
+                    if (j % c.step[OUT] < c.row[OUT])
+                        loss[side] += get(&moved, OUT, j) * get(&c, DOUT, j);
+            }
+            set(&moved, t, i, x);
+            const double expected = (loss[1] - loss[0]) / (2 * h), got = get(&c, t + DQ - Q, i);
+            if (!(fabs(got - expected) < 1e-8 * (1 + fabs(expected))))
+                fail_msg("%s[%zu]: %.12g, by differences %.12g", tensor_names[t + DQ - Q], i, got,
+                         expected);
+        }
+    free(moved.a.workspace);
+    call_free(&c);
+    call_free(&moved);
+    mask_free(&m);
+}
+
+static void choices(void **state) {
+    (void)state;
+    Mask plain, expression;
+    mask_for(&plain, "causal", "");
+    mask_for(&expression, "q >= k", "score*0.5");
+    Ctx ctx;
+    ctx_for(&ctx, device_find("cpu", NULL), 2);
+    AttnArgs a = {.B = 1, .H = 2, .Tq = 64, .Tk = 64, .D = 16, .dtype = DT_F32, .mask = &plain};
+    Err e = {""};
+    assert_int_equal(attn_choose(&ctx, "sdpa", &a, &e), 0);
+    assert_ptr_equal(ctx.attn, attn_find("sdpa"));
+    assert_int_equal(attn_choose(&ctx, "flash", &a, &e), -1);
+    assert_non_null(strstr(e.text, "no such backend"));
+    assert_non_null(strstr(e.text, "flex-dense"));
+    a.mask = &expression;
+    assert_int_equal(attn_choose(&ctx, "sdpa", &a, &e), -1);
+    assert_non_null(strstr(e.text, "it has no score expressions"));
+    assert_non_null(strstr(e.text, "vanilla, flex, flex-dense"));
+    assert_ptr_equal(ctx.attn, attn_find("sdpa")); /* a refusal changes nothing */
+    assert_int_equal(attn_choose(&ctx, "auto", &a, &e), 0);
+    assert_ptr_not_equal(ctx.attn, attn_find("sdpa"));
+    assert_null(attn_find("flash"));
+    ctx_free(&ctx);
+    mask_free(&plain);
+    mask_free(&expression);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_backend_is_right), cmocka_unit_test(unwanted_gradients),
+        cmocka_unit_test(threads_change_no_bit),  cmocka_unit_test(nan_comes_out),
+        cmocka_unit_test(finite_differences),     cmocka_unit_test(choices),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
