@@ -10,7 +10,6 @@
 #include "data/actions.h"
 #include "data/dream.h"
 #include "data/frames.h"
-#include "kernels/flex/flex.h"
 #include "llmc_like/checkpoint.h"
 #include "llmc_like/compare.h"
 #include "llmc_like/loader.h"
@@ -134,8 +133,8 @@ static int make_plan(Program *p, Plan *plan, Err *e) {
     if (ctx_init(&dry.c, s->device, s->threads, s->seed, true, e)) return -1;
     const AttnArgs shape = attention_shape(s, &p->mask);
     const char *attn = strcmp(s->attn, "all") ? s->attn : "vanilla"; /* which needs the most */
-    if (attn_choose(&dry.c, attn, &shape, e)) return -1;
-    int status = wm_init(&dry.m, &s->model, &p->mask, s->seed, true, true, e);
+    int status = attn_choose(&dry.c, attn, &shape, e);
+    if (status == 0) status = wm_init(&dry.m, &s->model, &p->mask, s->seed, true, true, e);
     if (status == 0) {
         tape_backward(&dry.c, batch_loss(&dry.c, &dry, (Batch){0}), 1);
         optim_step(&dry.c, &p->optim, &dry.m.params, 1, s->clip);
@@ -312,7 +311,7 @@ static int open_run(Program *p, Err *e) {
     if (mask_init(&p->mask, s->mask, s->score, wm_tokens(g), wm_tokens_per_frame(g), s->batch,
                   g->n_heads, e))
         return -1;
-    if (p->mask.flex) flex_set_build(p->mask.flex, &(FlexBuild){NULL, p->cache});
+    mask_set_cache(&p->mask, p->cache);
     set_rules(p);
     return make_plan(p, &p->plan, e);
 }
