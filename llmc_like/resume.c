@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 void resume_path(const char **resume, const char *out, char path[RESUME_PATH]) {
     if (!*resume) return;
@@ -12,6 +13,24 @@ void resume_path(const char **resume, const char *out, char path[RESUME_PATH]) {
     const bool is_file = n > k && !strcmp(text + n - k, end);
     snprintf(path, RESUME_PATH, "%s%s", text, is_file ? "" : "/checkpoints/last.safetensors");
     *resume = path;
+}
+
+static const char *folder(const char *base, int number, char path[RESUME_PATH]) {
+    if (number > 1)
+        snprintf(path, RESUME_PATH, "%s-%d", base, number);
+    else
+        snprintf(path, RESUME_PATH, "%s", base);
+    return path;
+}
+
+const char *run_folder(const char *base, bool last, char path[RESUME_PATH]) {
+    char checkpoints[RESUME_PATH + 16];
+    int number = 1;
+    for (;; number++) {
+        snprintf(checkpoints, sizeof checkpoints, "%s/checkpoints", folder(base, number, path));
+        if (access(checkpoints, F_OK)) break;
+    }
+    return folder(base, last && number > 1 ? number - 1 : number, path);
 }
 
 char *resume_text(const Options *o) {

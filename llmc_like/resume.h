@@ -11,6 +11,11 @@ enum { RESUME_PATH = 4096 };
  * stays so; else it points into `path`. */
 void resume_path(const char **resume, const char *out, char path[RESUME_PATH]);
 
+/* The folder of a run that named none: base, base-2, base-3, ...: the first in which no run has
+ * left checkpoints; with `last` the last in which one has (base where there is none). Into path,
+ * which is returned. */
+const char *run_folder(const char *base, bool last, char path[RESUME_PATH]);
+
 /* All options as JSON text {"steps": "600", ...}, for a checkpoint's metadata. The caller frees it.
  */
 char *resume_text(const Options *o);

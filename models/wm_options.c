@@ -23,8 +23,7 @@ static const struct Preset {
      {{"d-model", "320"}, {"n-heads", "20"}, {"n-blocks", "8"}, {"frames", "30"}, {"batch", "64"}}},
 };
 
-int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
-    WmConfig *g = &s->model;
+static int run_options(WmSettings *s, Option *row) {
     const double big = 1 << 20;
     const Option table[] = {
         {"Run", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
@@ -34,7 +33,9 @@ int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
         {"device", OPT_STRING, &s->device, "cpu", 0, 0,
          "cpu: the best this processor has (cpu-avx512, cpu-avx2, cpu-portable)", NULL},
         {"threads", OPT_INT, &s->threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
-        {"out", OPT_STRING, &s->out, "runs/wm", 0, 0, "folder for all that the run leaves", NULL},
+        {"out", OPT_STRING, &s->out, "runs/wm", 0, 0,
+         "folder for all that the run leaves; not named: runs/wm, or the next free runs/wm-N",
+         NULL},
         {"steps", OPT_INT, &s->steps, "2500", 1, 1e9, "optimiser steps", NULL},
         {"batch", OPT_INT, &s->batch, "8", 1, big, "clips a forward", NULL},
         {"accumulate", OPT_INT, &s->accumulate, "1", 1, big, "forwards and backwards a step", NULL},
@@ -62,6 +63,14 @@ int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
          NULL},
         {"score", OPT_STRING, &s->score, "", 0, 0,
          "an expression of score, q, k, b, h, frame[]: 'score - 0.01*(q - k)'", NULL},
+    };
+    memcpy(row, table, sizeof table);
+    return sizeof table / sizeof *table;
+}
+
+static int model_options(WmSettings *s, Option *row) {
+    WmConfig *g = &s->model;
+    const Option table[] = {
         {"Model", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
         {"d-model", OPT_INT, &g->d_model, "128", 2, 65536, "width of the residual stream", NULL},
         {"n-heads", OPT_INT, &g->n_heads, "4", 1, 4096, "attention heads", NULL},
@@ -108,9 +117,14 @@ int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
         {"cfg", OPT_DOUBLE, &s->cfg, "1", 0, 100,
          "classifier-free guidance; 1: none, at half the cost", NULL},
     };
-    const int n = sizeof table / sizeof *table;
-    CHECK(n <= WM_MAX_OPTIONS, "%d options", n);
     memcpy(row, table, sizeof table);
+    return sizeof table / sizeof *table;
+}
+
+int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
+    int n = run_options(s, row);
+    n += model_options(s, row + n);
+    CHECK(n <= WM_MAX_OPTIONS, "%d options", n);
     return n;
 }
 

@@ -4,14 +4,12 @@
  * The rule: the largest error is at most twice that of the plain loops in float32, plus a floor of
  * 16 units in the last place of the largest entry. Outputs lie between sentinels, and so do the
  * rows of tensors with gaps; the workspace is given full of NaN and just as long as asked for. */
-/* clang-format off: cmocka.h needs what comes before it */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
-/* clang-format on */
 
+#include <cmocka.h>
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -37,8 +35,8 @@ typedef struct Shape {
 
 typedef struct Call {
     AttnArgs a;
-    void *block[N_TENSORS];   /* with the guards */
-    size_t n[N_TENSORS];      /* elements between the guards, gaps included */
+    void *block[N_TENSORS];                 /* with the guards */
+    size_t n[N_TENSORS];                    /* elements between the guards, gaps included */
     size_t row[N_TENSORS], step[N_TENSORS]; /* elements of a row that count, and to the next row */
 } Call;
 
@@ -164,10 +162,10 @@ static void mask_for(Mask *m, const char *mask, const char *score) {
     if (mask_init(m, mask, score, T_MAX, FRAME, 2, 3, &e)) fail_msg("%s", e.text);
 }
 
-static const Shape shapes[] = {
-    {1, 1, 1, 1, 4},      {2, 3, 7, 7, 12},     {1, 3, 65, 65, 64},  {2, 1, 130, 130, 16},
-    {1, 3, 193, 193, 32}, {1, 1, 193, 193, 80}, {1, 3, 13, 65, 64},  {2, 3, 1, 130, 16},
-    {1, 1, 65, 193, 12},  {1, 2, 130, 193, 4},  {1, 1, 150, 200, 128}};
+static const Shape shapes[] = {{1, 1, 1, 1, 4},      {2, 3, 7, 7, 12},     {1, 3, 65, 65, 64},
+                               {2, 1, 130, 130, 16}, {1, 3, 193, 193, 32}, {1, 1, 193, 193, 80},
+                               {1, 3, 13, 65, 64},   {2, 3, 1, 130, 16},   {1, 1, 65, 193, 12},
+                               {1, 2, 130, 193, 4},  {1, 1, 150, 200, 128}};
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
 
 static const struct {

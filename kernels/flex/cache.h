@@ -1,0 +1,30 @@
+/* The folder of compiled code. Code from it is run, so it is trusted only as far as the user's own
+ * account: the folder belongs to the user and nobody else can write it, an entry KEY.so is a
+ * regular file of the user's without rights for others, and KEY.sha256 beside it holds its SHA-256.
+ */
+#ifndef KERNELS_FLEX_CACHE_H
+#define KERNELS_FLEX_CACHE_H
+
+#include <stdbool.h>
+
+#include "kernels/flex/sha256.h"
+#include "llmc_like/error.h"
+
+/* Opens the folder, making it and its parents (mode 0700) where they are missing, and returns its
+ * descriptor. -1 and a sentence where it is a symbolic link or no folder, belongs to another user,
+ * can be written by others, or cannot be made. */
+int cache_open(const char *folder, Err *e);
+
+/* Whether the entry is there and whole. */
+bool cache_has(int dir, const char *key);
+
+/* Moves the file at `object` (in the same file system) in as the entry: rights first, then the
+ * object, then its digest, each by renaming, so that a reader sees a whole entry or none. -1 and a
+ * sentence where the disk is full or the folder cannot be written. */
+int cache_put(int dir, const char *key, const char *object, const char *work_folder, Err *e);
+
+/* A folder of its own under /tmp (mode 0700), path at least 32 bytes. */
+int cache_make_private(char *path, Err *e);
+void cache_remove_private(const char *path, const char *key);
+
+#endif

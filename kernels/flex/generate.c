@@ -1,0 +1,212 @@
+/* From tree to C. Everything is printed from the tree, by the words of the table in tree.h and the
+ * rules here. A node that is used more than once becomes a named constant, so
+ * each is computed once. Both sides of ?:, && and || are computed: there are no branches, which is
+ * what lets the compiler vectorise the loop that this code is put into. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/flex/flex_math.h" /* so that a change of it rebuilds this file, which embeds it */
+#include "kernels/flex/tree.h"
+
+__asm__(
+    ".pushsection .rodata\n"
+    "flex_math_text:\n"
+    ".incbin \"kernels/flex/flex_math.h\"\n"
+    ".byte 0\n"
+    ".popsection\n");
+extern const char flex_math_text[];
+
+typedef struct Printer {
+    FILE *out;
+    int *uses; /* by node id */
+    int *name; /* by node id: t1, t2, ...; 0 where it has none yet */
+    int n_names;
+} Printer;
+
+static void print_node(Printer *w, const FlexNode *n);
+
+static void count_uses(Printer *w, const FlexNode *n) {
+    if (w->uses[n->id]++) return;
+    for (int i = 0; i < flex_arity[n->op]; i++) count_uses(w, n->arg[i]);
+}
+
+static void print_literal(Printer *w, const FlexNode *n) {
+    if (n->type == FLEX_INT) {
+        if (n->value.i == -2147483647 - 1)
+            fprintf(w->out, "(-2147483647 - 1)");
+        else
+            fprintf(w->out, n->value.i < 0 ? "(%d)" : "%d", n->value.i);
+        return;
+    }
+    char digits[64];
+    snprintf(digits, sizeof digits, "%.9g", (double)n->value.f);
+    for (char *c = digits; *c; c++)
+        if (*c == ',') *c = '.'; /* where the locale writes a comma */
+    const char *point = strpbrk(digits, ".e") ? "" : ".0";
+    fprintf(w->out, n->value.f < 0 ? "(%s%sf)" : "%s%sf", digits, point);
+}
+
+static bool is_truth(const FlexNode *n) { /* known to be 0 or 1 */
+    return n->op == FX_NOT || n->op == FX_AND || n->op == FX_OR ||
+           (n->op >= FX_EQ && n->op <= FX_GE);
+}
+
+static void print_truth(Printer *w, const FlexNode *n) {
+    if (!is_truth(n)) fputs("(", w->out);
+    print_node(w, n);
+    if (!is_truth(n)) fputs(" != 0)", w->out);
+}
+
+static void print_index(Printer *w, const FlexNode *n) {
+    const FlexNode *i = n->arg[0];
+    fprintf(w->out, "env->array[%d][", n->value.i);
+    if (i->op == FX_QUERY || i->op == FX_KEY) { /* positions have an element each, see flex_env */
+        print_node(w, i);
+    } else {
+        fputs("flex_clamp(", w->out);
+        print_node(w, i);
+        fprintf(w->out, ", env->length[%d])", n->value.i);
+    }
+    fputs("]", w->out);
+}
+
+static void print_infix(Printer *w, const FlexNode *n, const char *sign,
+                        void (*print)(Printer *, const FlexNode *)) {
+    fputs("(", w->out);
+    print(w, n->arg[0]);
+    fprintf(w->out, " %s ", sign);
+    print(w, n->arg[1]);
+    fputs(")", w->out);
+}
+
+static void print_call(Printer *w, const FlexNode *n, const char *function, int arity) {
+    fprintf(w->out, "%s(", function);
+    for (int i = 0; i < arity; i++) {
+        if (i) fputs(", ", w->out);
+        print_node(w, n->arg[i]);
+    }
+    fputs(")", w->out);
+}
+
+static void print_wrapped(Printer *w, const char *before, const FlexNode *n) {
+    fputs(before, w->out);
+    print_node(w, n);
+    fputs(")", w->out);
+}
+
+static void print_pow(Printer *w, const FlexNode *n) {
+    const float c = n->arg[1]->value.f;
+    if (c != flex_floor(c)) {
+        print_call(w, n, "flex_pow", 2);
+        return;
+    }
+    fputs("flex_powi(", w->out);
+    print_node(w, n->arg[0]);
+    fprintf(w->out, ", %d)", (int)c);
+}
+
+static void print_op(Printer *w, const FlexNode *n) {
+    const bool ints = flex_arity[n->op] ? n->arg[0]->type == FLEX_INT : n->type == FLEX_INT;
+    const char *text = ints ? flex_int_text[n->op] : flex_float_text[n->op];
+    switch (n->op) {
+        case FX_LITERAL:
+            print_literal(w, n);
+            return;
+        case FX_INDEX:
+            print_index(w, n);
+            return;
+        case FX_TO_FLOAT:
+            print_wrapped(w, "(float)(", n->arg[0]);
+            return;
+        case FX_NEG:
+            print_wrapped(w, ints ? "flex_sub(0, " : "(-", n->arg[0]);
+            return;
+        case FX_NOT:
+            print_wrapped(w, "(0 == ", n->arg[0]);
+            return;
+        case FX_AND:
+            print_infix(w, n, "&", print_truth);
+            return;
+        case FX_OR:
+            print_infix(w, n, "|", print_truth);
+            return;
+        case FX_COND:
+            print_call(w, n, n->type == FLEX_INT ? "flex_iselect" : "flex_select", 3);
+            return;
+        case FX_POW:
+            print_pow(w, n);
+            return;
+        default:
+            break;
+    }
+    CHECK(text, "op %d has no C text for %s", (int)n->op, ints ? "ints" : "floats");
+    if (flex_arity[n->op] == 0)
+        fputs(text, w->out);
+    else if (strlen(text) <= 2)
+        print_infix(w, n, text, print_node);
+    else
+        print_call(w, n, text, flex_arity[n->op]);
+}
+
+static void print_node(Printer *w, const FlexNode *n) {
+    if (w->name[n->id])
+        fprintf(w->out, "t%d", w->name[n->id]);
+    else
+        print_op(w, n);
+}
+
+/* Names, in an order in which each is defined before it is used. */
+static void print_names(Printer *w, const FlexNode *n) {
+    if (flex_arity[n->op] == 0 || w->name[n->id]) return;
+    for (int i = 0; i < flex_arity[n->op]; i++) print_names(w, n->arg[i]);
+    if (w->uses[n->id] < 2) return;
+    fprintf(w->out, "    const %s t%d = ", n->type == FLEX_INT ? "int" : "float", w->n_names + 1);
+    print_op(w, n);
+    fputs(";\n", w->out);
+    w->name[n->id] = ++w->n_names;
+}
+
+static void print_function(FILE *out, const char *head, const FlexNode *n, const char *stand_in) {
+    fprintf(out, "\n%s {\n    (void)b, (void)h, (void)q, (void)k, (void)env;\n", head);
+    if (!n) {
+        fprintf(out, "    return %s;\n}\n", stand_in);
+        return;
+    }
+    Printer w = {.out = out};
+    w.uses = calloc(2 * FLEX_MAX_NODES, sizeof *w.uses);
+    CHECK(w.uses, "no memory for the names of %d nodes", FLEX_MAX_NODES);
+    w.name = w.uses + FLEX_MAX_NODES;
+    count_uses(&w, n);
+    print_names(&w, n);
+    fputs("    return ", out);
+    if (n->type == FLEX_INT)
+        print_truth(&w, n);
+    else
+        print_node(&w, n);
+    fputs(";\n}\n", out);
+    free(w.uses);
+}
+
+char *flex_prelude(const FlexProgram *p) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    CHECK(out, "no memory for generated code");
+    const bool score = p && p->score, mask = p && p->mask;
+    fputs(flex_math_text, out);
+    fprintf(out,
+            "\ntypedef struct FlexEnv {\n    const int *array[8];\n    int length[8];\n} FlexEnv;\n"
+            "\n#define FLEX_HAS_SCORE %d\n#define FLEX_HAS_MASK %d\n",
+            score, mask);
+    const char *const arguments = "int b, int h, int q, int k, const FlexEnv *env)";
+    char head[160];
+    snprintf(head, sizeof head, "static inline float flex_score(float score, %s", arguments);
+    print_function(out, head, score ? p->score : NULL, "score");
+    snprintf(head, sizeof head, "static inline float flex_score_grad(float score, %s", arguments);
+    print_function(out, head, score ? p->grad : NULL, score ? "0.0f" : "1.0f");
+    snprintf(head, sizeof head, "static inline int flex_mask(%s", arguments);
+    print_function(out, head, mask ? p->mask : NULL, "1");
+    CHECK(fclose(out) == 0 && text, "no memory for generated code");
+    return text;
+}

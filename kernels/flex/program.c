@@ -1,0 +1,96 @@
+/* A program's life: parse, differentiate, check everywhere, free. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/flex/tree.h"
+
+static void *allocate(size_t n, size_t size) {
+    void *p = calloc(n, size);
+    CHECK(p, "no memory for %zu elements of %zu bytes", n, size);
+    return p;
+}
+
+static int copy_arrays(FlexProgram *p, const FlexArray *arrays, int n, Err *e) {
+    CHECK(n <= FLEX_MAX_ARRAYS, "%d arrays, at most %d", n, FLEX_MAX_ARRAYS);
+    for (int i = 0; i < n; i++) {
+        const FlexArray *a = &arrays[i];
+        CHECK(strlen(a->name) < FLEX_NAME, "array name '%s' is too long", a->name);
+        if (a->length < p->T)
+            return err_set(e,
+                           "array '%s' has %d elements and there are %d positions; give one "
+                           "element a position",
+                           a->name, a->length, p->T);
+        p->storage[i] = allocate((size_t)a->length + FLEX_PAD, sizeof(int));
+        memcpy(p->storage[i], a->data, (size_t)a->length * sizeof(int));
+        for (int j = 0; j < FLEX_PAD; j++) p->storage[i][a->length + j] = a->data[a->length - 1];
+        p->env.array[i] = p->storage[i];
+        p->env.length[i] = a->length;
+        snprintf(p->name[i], FLEX_NAME, "%s", a->name);
+        p->n_arrays++;
+    }
+    return 0;
+}
+
+static int parse_both(FlexProgram *p, Err *e) {
+    if (p->mask_text) {
+        p->mask = flex_parse_expression(p, "--mask", p->mask_text, false, e);
+        if (!p->mask) return -1;
+    }
+    if (p->score_text) {
+        p->score = flex_parse_expression(p, "--score", p->score_text, true, e);
+        if (!p->score) return -1;
+        p->grad = flex_derive(&p->tree, p->score);
+    }
+    if (p->tree.full)
+        return err_set(e, "--score: the derivative has more than %d parts; shorten the expression",
+                       FLEX_MAX_NODES);
+    return flex_check(p, e);
+}
+
+int flex_parse(FlexProgram **out, const char *mask_text, const char *score_text,
+               const FlexArray *arrays, int n_arrays, int T, int B, int H, Err *e) {
+    CHECK(T > 0 && B > 0 && H > 0, "T %d, B %d, H %d", T, B, H);
+    *out = NULL;
+    FlexProgram *p = allocate(1, sizeof *p);
+    p->tree.node = allocate(FLEX_MAX_NODES, sizeof *p->tree.node);
+    p->memory = allocate(1, sizeof *p->memory);
+    p->T = T;
+    p->B = B;
+    p->H = H;
+    if (mask_text && *mask_text) p->mask_text = strdup(mask_text);
+    if (score_text && *score_text) p->score_text = strdup(score_text);
+    if (copy_arrays(p, arrays, n_arrays, e) || parse_both(p, e)) {
+        flex_free(p);
+        return -1;
+    }
+    *out = p;
+    return 0;
+}
+
+void flex_free(FlexProgram *p) {
+    if (!p) return;
+    flex_forget_plans(p->memory);
+    flex_forget_modules(p->memory);
+    free(p->memory);
+    for (int i = 0; i < p->n_arrays; i++) free(p->storage[i]);
+    free(p->mask_text);
+    free(p->score_text);
+    free(p->tree.node);
+    free(p);
+}
+
+bool flex_has_mask(const FlexProgram *p) { return p->mask; }
+bool flex_has_score(const FlexProgram *p) { return p->score; }
+bool flex_mask_asks_batch(const FlexProgram *p) { return p->mask && p->mask->asks & ASKS_BATCH; }
+bool flex_mask_asks_head(const FlexProgram *p) { return p->mask && p->mask->asks & ASKS_HEAD; }
+
+bool flex_score_asks(const FlexProgram *p, char name) {
+    const unsigned bit = name == 'b'   ? ASKS_BATCH
+                         : name == 'h' ? ASKS_HEAD
+                         : name == 'q' ? ASKS_QUERY
+                                       : ASKS_KEY;
+    return p->score && p->score->asks & bit;
+}
+
+const FlexEnv *flex_env(const FlexProgram *p) { return &p->env; }

@@ -1,0 +1,170 @@
+/* Masks by name as row intervals, and expressions through flex. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/attention.h"
+#include "kernels/flex/flex.h"
+
+static const char names_help[] =
+    "full, causal, frame-causal, window:W, document:LEN, or several joined by '&'";
+
+typedef enum { NAME_NONE, NAME_FULL, NAME_CAUSAL, NAME_FRAME, NAME_WINDOW, NAME_DOCUMENT } Name;
+
+/* One name of a mask's text, with the number after its ':'. */
+typedef struct Part {
+    Name name;
+    char number[32]; /* what follows the ':', as text; "" where there is no ':' */
+    bool has_number;
+} Part;
+
+/* The part that begins at text and ends at '&' or the end. NAME_NONE: not a name. */
+static Part read_part(const char *text, const char **end) {
+    static const char *const words[] = {"", "full", "causal", "frame-causal", "window", "document"};
+    *end = strchr(text, '&') ? strchr(text, '&') : text + strlen(text);
+    const char *last = *end;
+    while (text < last && (*text == ' ' || *text == '\t')) text++;
+    while (last > text && (last[-1] == ' ' || last[-1] == '\t')) last--;
+    const char *colon = memchr(text, ':', (size_t)(last - text));
+    const size_t length = (size_t)((colon ? colon : last) - text);
+    Part part = {NAME_NONE, "", colon};
+    for (int i = 1; i < 6; i++)
+        if (strlen(words[i]) == length && !strncmp(words[i], text, length)) part.name = (Name)i;
+    if (colon)
+        snprintf(part.number, sizeof part.number, "%.*s", (int)(last - colon - 1), colon + 1);
+    return part;
+}
+
+/* Whether text is made of names alone; otherwise it is an expression. */
+static bool is_names(const char *text) {
+    for (const char *end = text;; text = end + 1) {
+        if (read_part(text, &end).name == NAME_NONE) return false;
+        if (!*end) return true;
+    }
+}
+
+static int read_number(const Part *part, const char *text, int *out, Err *e) {
+    const bool wanted = part->name == NAME_WINDOW || part->name == NAME_DOCUMENT;
+    if (!wanted && part->has_number)
+        return err_set(e,
+                       "--mask %s: only window and document take a number after ':'; masks by "
+                       "name are %s",
+                       text, names_help);
+    if (!wanted) return 0;
+    char *end;
+    const long value = strtol(part->number, &end, 10);
+    if (part->number[0] < '0' || part->number[0] > '9' || *end || value < 1 || value > INT_MAX)
+        return err_set(e,
+                       "--mask %s: found '%s' for the number of positions in a %s; write a whole "
+                       "number from 1 on, as in %s",
+                       text, part->number, part->name == NAME_WINDOW ? "window" : "document",
+                       part->name == NAME_WINDOW ? "window:256" : "document:128");
+    *out = (int)value;
+    return 0;
+}
+
+static int largest(int a, int b) { return a > b ? a : b; }
+static int smallest(int a, int b) { return a < b ? a : b; }
+
+/* Cuts query i's interval down to what the part shows of it: [from, to). */
+static void intersect(Mask *m, const Part *part, int number, int S) {
+    for (int i = 0; i < m->T; i++) {
+        int from = 0, to = m->T;
+        if (part->name == NAME_CAUSAL || part->name == NAME_WINDOW) to = i + 1;
+        if (part->name == NAME_WINDOW) from = largest(0, i - number + 1);
+        if (part->name == NAME_FRAME) to = i - i % S + S;
+        if (part->name == NAME_DOCUMENT) {
+            from = i - i % number;
+            to = from > INT_MAX - number ? INT_MAX : from + number;
+        }
+        m->lo[i] = largest(m->lo[i], from);
+        m->hi[i] = smallest(m->hi[i], to);
+    }
+}
+
+/* Fills lo and hi from the names, and doc (T) with the document of each position; *has_doc says
+ * whether there was one. */
+static int init_names(Mask *m, const char *text, int S, int *doc, bool *has_doc, Err *e) {
+    m->lo = calloc((size_t)m->T, sizeof *m->lo);
+    m->hi = calloc((size_t)m->T, sizeof *m->hi);
+    CHECK(m->lo && m->hi, "no memory for the intervals of %d positions", m->T);
+    for (int i = 0; i < m->T; i++) m->hi[i] = m->T;
+    for (const char *end = text, *start = text;; start = end + 1) {
+        const Part part = read_part(start, &end);
+        int number = 1;
+        if (read_number(&part, text, &number, e)) return -1;
+        intersect(m, &part, number, S);
+        if (part.name == NAME_DOCUMENT) {
+            if (*has_doc)
+                return err_set(e, "--mask %s: document occurs twice; give one length", text);
+            for (int i = 0; i < m->T; i++) doc[i] = i / number;
+            *has_doc = true;
+        }
+        if (!*end) return 0;
+    }
+}
+
+static int init_parts(Mask *m, const char *mask_text, const char *score_text, int S, int B, int H,
+                      int *frame, int *doc, Err *e) {
+    bool has_doc = false;
+    const bool names = is_names(mask_text);
+    if (names && init_names(m, mask_text, S, doc, &has_doc, e)) return -1;
+    m->has_mask_expr = !names;
+    m->has_score_expr = score_text && *score_text;
+    if (!m->has_mask_expr && !m->has_score_expr) return 0;
+    for (int i = 0; i < m->T; i++) frame[i] = i / S;
+    const FlexArray arrays[] = {{"frame", frame, m->T}, {"doc", doc, m->T}};
+    FlexProgram *p;
+    if (flex_parse(&p, names ? NULL : mask_text, score_text, arrays, has_doc ? 2 : 1, m->T, B, H,
+                   e))
+        return -1;
+    m->flex = p;
+    return 0;
+}
+
+int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int S, int B, int H,
+              Err *e) {
+    CHECK(T > 0 && S > 0 && B > 0 && H > 0, "T %d, S %d, B %d, H %d", T, S, B, H);
+    memset(m, 0, sizeof *m);
+    m->T = T;
+    if (strspn(mask_text, " \t") == strlen(mask_text))
+        return err_set(e, "--mask is empty; give %s, or an expression such as 'q >= k'",
+                       names_help);
+    if (strlen(mask_text) >= sizeof m->text)
+        return err_set(e, "--mask has %zu characters; at most %zu are kept, so shorten it",
+                       strlen(mask_text), sizeof m->text - 1);
+    strcpy(m->text, mask_text);
+    int *arrays = calloc(2 * (size_t)T, sizeof *arrays);
+    CHECK(arrays, "no memory for the frames of %d positions", T);
+    const int status = init_parts(m, mask_text, score_text, S, B, H, arrays, arrays + T, e);
+    free(arrays);
+    if (status) mask_free(m);
+    return status;
+}
+
+void mask_free(Mask *m) {
+    free(m->lo);
+    free(m->hi);
+    flex_free((FlexProgram *)(uintptr_t)m->flex); /* made by mask_init, const for its users */
+    memset(m, 0, sizeof *m);
+}
+
+void mask_set_build(Mask *m, const char *cache, const char *compiler) {
+    const FlexBuild build = {compiler, cache};
+    if (m->flex) flex_set_build(m->flex, &build);
+}
+
+bool mask_sees(const Mask *m, int b, int h, int q, int k) {
+    if (m->lo) return m->lo[q] <= k && k < m->hi[q];
+    return flex_eval_mask(m->flex, b, h, q, k);
+}
+
+double mask_visible(const Mask *m, int Tq, int Tk, int offset) {
+    CHECK(offset >= 0 && offset + Tq <= m->T, "queries %d .. %d, the mask knows %d positions",
+          offset, offset + Tq - 1, m->T);
+    if (!m->lo) return flex_visible(m->flex, Tq, Tk, offset);
+    int64_t n = 0;
+    for (int i = offset; i < offset + Tq; i++) n += largest(0, smallest(m->hi[i], Tk) - m->lo[i]);
+    return (double)n;
+}
