@@ -27,14 +27,13 @@ static const char kernel[] =
     "void run_grad(float *s, int b, int h, int q, int n, const FlexEnv *env) {\n"
     "    for (int k = 0; k < n; k++) s[k] = flex_score_grad(s[k], b, h, q, k, env);\n"
     "}\n"
-    "void run_mask(int *s, int b, int h, int q, int n, const FlexEnv *env) {\n"
+    "void run_mask(float *s, int b, int h, int q, int n, const FlexEnv *env) {\n"
     "    for (int k = 0; k < n; k++) s[k] = flex_mask(b, h, q, k, env);\n"
     "}\n"
     "int has(void) { return 2 * FLEX_HAS_SCORE + FLEX_HAS_MASK; }\n";
 
 typedef void (*RowFn)(float *s, int b, int h, int q, int n, const FlexEnv *env);
 typedef int (*IntFn)(void);
-typedef void (*MaskFn)(int *s, int b, int h, int q, int n, const FlexEnv *env);
 
 /* dlsym gives an object pointer, and ISO C converts it to no function pointer. */
 #define FUNCTION(type, module, name)                \
@@ -97,8 +96,7 @@ static bool close_to(float got, float want) {
 /* Rows of n > T keys: the overhang must be harmless. */
 static void compare(const FlexProgram *p, const FlexModule *m) {
     enum { N = T + FLEX_PAD };
-    float in[N], score[N], grad[N], want[N], want_grad[N];
-    int sees[N];
+    float in[N], score[N], grad[N], sees[N], want[N], want_grad[N];
     unsigned char want_sees[N];
     for (int i = 0; i < N; i++) in[i] = 0.11f * (float)(i % 97 - 40);
     in[20] = NAN;
@@ -110,12 +108,12 @@ static void compare(const FlexProgram *p, const FlexModule *m) {
         memcpy(grad, in, sizeof in);
         FUNCTION(RowFn, m, "run_score")(score, b, h, q, N, flex_env(p));
         FUNCTION(RowFn, m, "run_grad")(grad, b, h, q, N, flex_env(p));
-        FUNCTION(MaskFn, m, "run_mask")(sees, b, h, q, N, flex_env(p));
+        FUNCTION(RowFn, m, "run_mask")(sees, b, h, q, N, flex_env(p));
         flex_eval_score_row(p, in, b, h, q, 0, T, want);
         flex_eval_score_grad_row(p, in, b, h, q, 0, T, want_grad);
         flex_eval_mask_row(p, b, h, q, 0, T, want_sees);
         for (int k = 0; k < T; k++) {
-            assert_int_equal(sees[k], want_sees[k]);
+            assert_true(sees[k] == (float)want_sees[k]);
             if (!close_to(score[k], want[k]) || !close_to(grad[k], want_grad[k]))
                 fail_msg("q %d k %d score %g: %.9g and %.9g, interpreted %.9g and %.9g", q, k,
                          (double)in[k], (double)score[k], (double)grad[k], (double)want[k],
@@ -186,7 +184,9 @@ static void test_loops_vectorise(void **state) {
         }
         fclose(f);
         remove(report);
-        if (n != 3) fail_msg("%d of 3 loops for %s and %s", n, pairs[i][0], pairs[i][1]);
+        /* without an expression the scores stay, and no loop is left of theirs */
+        const int want = pairs[i][1] ? 3 : 2;
+        if (n != want) fail_msg("%d of %d loops for %s and %s", n, want, pairs[i][0], pairs[i][1]);
         flex_free(p);
     }
 }
@@ -201,8 +201,8 @@ static void test_stand_ins(void **state) {
     const FlexEnv env = {{NULL}, {0}};
     FUNCTION(RowFn, &m, "run_score")(s, 0, 0, 0, 3, &env);
     assert_true(s[0] == 1 && isnan(s[1]) && s[2] == -2);
-    int sees[2];
-    FUNCTION(MaskFn, &m, "run_mask")(sees, 0, 0, 0, 2, &env);
+    float sees[2];
+    FUNCTION(RowFn, &m, "run_mask")(sees, 0, 0, 0, 2, &env);
     assert_true(sees[0] == 1 && sees[1] == 1);
     flex_module_close(&m);
 }
