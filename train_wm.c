@@ -48,6 +48,7 @@ typedef struct Program {
     Plan plan;
     CheckpointKeeper keeper;
     uint8_t background[3]; /* what 0 looks like to people */
+    char cache[PATH_TEXT]; /* for the code that flex compiles */
     int64_t first_step;
 } Program;
 
@@ -106,15 +107,34 @@ static Tensor *batch_loss(Ctx *c, const Program *p, Batch b) {
 
 /* ---- the plan: the same step, dry ---- */
 
+static AttnArgs attention_shape(const WmSettings *s, const Mask *mask) {
+    const WmConfig *g = &s->model;
+    const int T = wm_tokens(g), D = g->d_model / g->n_heads;
+    const AttnStride stride = {(int64_t)T * g->d_model, g->d_model, D};
+    return (AttnArgs){.B = s->batch,
+                      .H = g->n_heads,
+                      .Tq = T,
+                      .Tk = T,
+                      .D = D,
+                      .dtype = DT_F32,
+                      .scale = 1.0f,
+                      .mask = mask,
+                      .qs = stride,
+                      .ks = stride,
+                      .vs = stride,
+                      .os = stride};
+}
+
 static int make_plan(Program *p, Plan *plan, Err *e) {
     const WmSettings *s = &p->s;
     Program dry = {.s = *s};
     size_t batch_bytes;
     batch_at(s, NULL, &batch_bytes);
     if (ctx_init(&dry.c, s->device, s->threads, s->seed, true, e)) return -1;
-    const AttnBackend *known = attn_find(s->attn);
-    dry.c.attn = known ? known : attn_find(strcmp(s->attn, "all") ? "sdpa" : "vanilla");
-    int status = wm_init(&dry.m, &s->model, &p->mask, s->seed, true, true, e);
+    const AttnArgs shape = attention_shape(s, &p->mask);
+    const char *attn = strcmp(s->attn, "all") ? s->attn : "vanilla"; /* which needs the most */
+    int status = attn_choose(&dry.c, attn, &shape, e);
+    if (status == 0) status = wm_init(&dry.m, &s->model, &p->mask, s->seed, true, true, e);
     if (status == 0) {
         tape_backward(&dry.c, batch_loss(&dry.c, &dry, (Batch){0}), 1);
         optim_step(&dry.c, &p->optim, &dry.m.params, 1, s->clip);
@@ -279,24 +299,6 @@ static void set_rules(Program *p) {
         s->weight_decay;
 }
 
-static AttnArgs attention_shape(const WmSettings *s, const Mask *mask) {
-    const WmConfig *g = &s->model;
-    const int T = wm_tokens(g), D = g->d_model / g->n_heads;
-    const AttnStride stride = {(int64_t)T * g->d_model, g->d_model, D};
-    return (AttnArgs){.B = s->batch,
-                      .H = g->n_heads,
-                      .Tq = T,
-                      .Tk = T,
-                      .D = D,
-                      .dtype = DT_F32,
-                      .scale = 1.0f,
-                      .mask = mask,
-                      .qs = stride,
-                      .ks = stride,
-                      .vs = stride,
-                      .os = stride};
-}
-
 /* What needs no memory worth the name: data, mask, and the plan of a step. */
 static int open_run(Program *p, Err *e) {
     const WmSettings *s = &p->s;
@@ -309,6 +311,7 @@ static int open_run(Program *p, Err *e) {
     if (mask_init(&p->mask, s->mask, s->score, wm_tokens(g), wm_tokens_per_frame(g), s->batch,
                   g->n_heads, e))
         return -1;
+    mask_set_build(&p->mask, p->cache, NULL);
     set_rules(p);
     return make_plan(p, &p->plan, e);
 }
@@ -556,6 +559,13 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (status == 0) {
+        const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+        const bool named = cache && *cache;
+        snprintf(p.cache, sizeof p.cache, "%s%s/llmc_like",
+                 named  ? cache
+                 : home ? home
+                        : "/tmp",
+                 named ? "" : "/.cache");
         interrupts_hold();
         status = open_run(&p, &e);
     }

@@ -127,23 +127,33 @@ void pong_render(const PongState *s, int h, int w, uint8_t *rgb) {
     }
 }
 
-/* The player: for a while it follows the ball with one error, or does one thing. */
+/* The player: for a while it follows the ball with one error, then again, or it goes to some height
+ * and waits there, or it holds one action. */
 
 typedef struct Player {
     RngStream rng;
     int ticks_left;
-    int held;  /* the action it holds, or -1: it follows the ball */
-    int error; /* of its aim */
+    enum { FOLLOW, GO, HOLD } plan;
+    int aim; /* FOLLOW: above the ball's centre; GO: height of the paddle's centre; HOLD: the action
+              */
 } Player;
 
+static void make_plan(Player *p) {
+    uint32_t kind = rng_next_below(&p->rng, 8);
+    p->plan = kind == 0 ? HOLD : kind <= 2 ? GO : FOLLOW;
+    if (p->plan == HOLD) p->aim = (int)rng_next_below(&p->rng, PONG_N_ACTIONS);
+    if (p->plan == GO) p->aim = (int)rng_next_below(&p->rng, PONG_HEIGHT + 1);
+    /* a hit needs less than 51, half of paddle and ball, at the end */
+    if (p->plan == FOLLOW) p->aim = (int)rng_next_below(&p->rng, 91) - 45;
+    /* 80 ticks take the paddle from end to end */
+    p->ticks_left = 4 + (int)rng_next_below(&p->rng, p->plan == FOLLOW ? 60 : 100);
+}
+
 static PongAction choose(Player *p, const PongState *s) {
-    if (p->ticks_left-- == 0) {
-        p->ticks_left = 4 + (int)rng_next_below(&p->rng, 40);
-        p->held = rng_next_below(&p->rng, 3) ? -1 : (int)rng_next_below(&p->rng, PONG_N_ACTIONS);
-        p->error = (int)rng_next_below(&p->rng, 91) - 45; /* a hit needs less than 51 at the end */
-    }
-    if (p->held >= 0) return (PongAction)p->held;
-    int above = (s->ball_y + PONG_BALL / 2 + p->error) - (s->right_y + PONG_PADDLE_HEIGHT / 2);
+    if (p->ticks_left-- == 0) make_plan(p);
+    if (p->plan == HOLD) return (PongAction)p->aim;
+    int wanted = p->plan == GO ? p->aim : s->ball_y + PONG_BALL / 2 + p->aim;
+    int above = wanted - (s->right_y + PONG_PADDLE_HEIGHT / 2);
     if (above >= PONG_PADDLE_SPEED) return PONG_UP;
     if (above <= -PONG_PADDLE_SPEED) return PONG_DOWN;
     return PONG_STAY;

@@ -73,8 +73,9 @@ void pong_render(const PongState *s, int h, int w, uint8_t *rgb);
  *   frames   (n_frames, h, w, 3), or NULL: states and actions without pictures
  *   actions  (n_frames), PongAction: actions[i] is taken at frame i and shows in frame i + 1
  *   truth    (n_frames), the state that frame i shows, or NULL
- * The player follows the ball with an error that it redraws every second or so, and for a third of
- * the time does something else instead, so that all actions occur in all situations. */
+ * The player follows the ball with an error that it redraws every second or so, and for a part of
+ * the time holds an action or goes to some height instead, so that all actions occur in all
+ * situations. */
 void pong_clip(uint64_t seed, uint64_t clip, int n_frames, int h, int w, uint8_t *frames,
                int32_t *actions, PongState *truth);
 

@@ -15,8 +15,8 @@
  *     X = n / (||n||_F + 1e-7), transposed where rows > cols
  *     ns_steps times:  A = X X';  X = a X + (b A + c A A) X                     Newton-Schulz
  *     w = w - lr wd w;         w = w - lr sqrt(max(1, rows / cols)) X
- *     with a, b, c = 3.4445, -4.7750, 2.0315: after five steps the singular values of X lie
- *     near 1 (between 0.7 and 1.2), whatever they were.
+ *     with a, b, c = 3.4445, -4.7750, 2.0315: five steps bring the singular values of X near 1
+ *     (between about 0.7 and 1.2), but for those that were below some thousandths of the norm.
  *
  * All results are the same to the bit for any number of threads. */
 #ifndef LLMC_LIKE_OPTIM_H

@@ -4,14 +4,12 @@
  * The rule: the largest error is at most twice that of the plain loops in float32, plus a floor of
  * 16 units in the last place of the largest entry. Outputs lie between sentinels, and so do the
  * rows of tensors with gaps; the workspace is given full of NaN and just as long as asked for. */
-/* clang-format off: cmocka.h needs what comes before it */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-/* clang-format on */
 
+#include <cmocka.h>
 #include <float.h>
 #include <math.h>
 #include <stdio.h>

@@ -7,10 +7,12 @@
 
 #include <cmocka.h>
 
+#include <dirent.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "llmc_like/checkpoint.h"
 #include "llmc_like/philox.h"
@@ -329,12 +331,49 @@ static void finishes_after_a_kill(void **state) {
     rig_free(&a);
 }
 
+/* kill -9 at whatever moment: what was saved before loads, and the list agrees with the folder. */
+static void survives_kill(void **state) {
+    char folder[SCRATCH_PATH], last[KEEP_PATH + 64];
+    scratch_path(state, "kill", folder);
+    Rig a, b;
+    rig_init(&a, 6, 1);
+    rig_init(&b, 6, 2);
+    CheckpointKeeper k;
+    Err e = {""};
+    if (keeper_open(&k, folder, 3, false, &e)) fail_msg("%s", e.text);
+    if (keeper_save(&k, &a.p, &a.o, NULL, 0, 0, 1, &e)) fail_msg("%s", e.text);
+    for (int round = 0; round < 15; round++) {
+        const pid_t child = fork();
+        assert_true(child >= 0);
+        for (int s = 1; child == 0; s++)
+            if (keeper_save(&k, &a.p, &a.o, NULL, 0, s, 1.0 / s, &e)) _exit(1);
+        usleep((useconds_t)(700 * round));
+        kill(child, SIGKILL);
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFSIGNALED(status));
+        if (keeper_open(&k, folder, 3, true, &e)) fail_msg("%s", e.text);
+        if (checkpoint_load(keeper_last_path(&k, last), &b.p, &b.o, NULL, &e))
+            fail_msg("%s", e.text);
+        assert_true(same(&a, &b));
+        assert_true(k.n >= 1 && k.n <= 3);
+        DIR *d = opendir(folder);
+        int files = 0;
+        for (struct dirent *f; (f = readdir(d));) files += f->d_name[0] != '.';
+        closedir(d);
+        assert_int_equal(files, k.n + 1);
+    }
+    rig_free(&a);
+    rig_free(&b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(goes_on_to_the_bit), cmocka_unit_test(explains_another_model),
         cmocka_unit_test(lists_only_some),    cmocka_unit_test(starts_from_weights),
         cmocka_unit_test(notices_damage),     cmocka_unit_test(full_disk_keeps_the_old),
         cmocka_unit_test(keeps_the_best),     cmocka_unit_test(finishes_after_a_kill),
+        cmocka_unit_test(survives_kill),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -1,5 +1,7 @@
 /* What an update costs: gradient norm, clipping, Muon and Adam on the paper preset's parameters,
  * and the matrix product's roof beside it, in turns in one run.
+ * The share of the roof counts the formulas' operations, so it may exceed 1: symmetric products are
+ * computed on one triangle only.
  *
  *   ./bench_update [--threads N] [--blocks N] [--d-model N] [--repeats N] [--json FILE] */
 #include <math.h>
