@@ -311,7 +311,7 @@ static int open_run(Program *p, Err *e) {
     if (mask_init(&p->mask, s->mask, s->score, wm_tokens(g), wm_tokens_per_frame(g), s->batch,
                   g->n_heads, e))
         return -1;
-    mask_set_cache(&p->mask, p->cache);
+    mask_set_build(&p->mask, p->cache, NULL);
     set_rules(p);
     return make_plan(p, &p->plan, e);
 }

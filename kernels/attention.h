@@ -44,10 +44,6 @@ int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int
               Err *e);
 void mask_free(Mask *m);
 
-/* The folder in which compiled expressions are kept (kernels/flex/flex.h says how it is guarded);
- * without it they are compiled anew by each run. */
-void mask_set_cache(const Mask *m, const char *folder);
-
 /* Where the code of its expressions is compiled and kept: cache, a folder (made with mode 0700
  * where it is missing), and compiler, NULL for cc. Without this call nothing is kept. Main decides
  * the folder; see kernels/flex/flex.h on what makes one safe. Does nothing for other masks. */
