@@ -212,8 +212,12 @@ static void eval_choice(const Lanes *at, const FlexNode *x, int n, const unsigne
 static void eval(const Lanes *at, const FlexNode *x, int n, const unsigned char *active,
                  FlexLanes *out) {
     if (n > 1 && !(x->asks & (ASKS_KEY | ASKS_SCORE))) {
-        const unsigned char any = !active || memchr(active, 1, (size_t)n);
-        eval(at, x, 1, &any, out);
+        /* in the first lane that counts, so that a fault names its key */
+        const unsigned char *first = active ? memchr(active, 1, (size_t)n) : NULL;
+        const unsigned char any = !active || first;
+        Lanes here = *at;
+        here.k += first ? (int)(first - active) : 0;
+        eval(&here, x, 1, &any, out);
         const int value = out->i[0];
         LANES_I(value);
     }
