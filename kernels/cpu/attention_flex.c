@@ -37,7 +37,7 @@ static FlashArgs arguments(Ctx *c, const AttnArgs *a, bool dense) {
     f.env = flex_env(p);
     if (!a->mask->has_mask_expr || dense) return f;
     const FlexPlan *plan =
-        flex_plan(p, a->B, a->H, a->Tq, a->Tk, a->offset, f.tile_rows, FLASH_COLS);
+        flex_plan(p, a->B, a->H, a->Tq, a->Tk, a->offset, f.tile_rows, FLASH_PLAN_COLS);
     f.visit = plan->visit;
     f.partial = plan->partial;
     f.plan_b = plan->b_rows;
