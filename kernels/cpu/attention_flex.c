@@ -38,7 +38,7 @@ static FlashArgs arguments(Ctx *c, const AttnArgs *a, bool dense) {
     f.lo = f.hi = NULL; /* the expression says it, and so does its plan */
     if (dense) return f;
     const FlexPlan *plan =
-        flex_plan(p, a->B, a->H, a->Tq, a->Tk, a->offset, f.tile_rows, FLASH_COLS);
+        flex_plan(p, a->B, a->H, a->Tq, a->Tk, a->offset, f.tile_rows, FLASH_PLAN_COLS);
     f.visit = plan->visit;
     f.partial = plan->partial;
     f.plan_b = plan->b_rows;
