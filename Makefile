@@ -97,7 +97,7 @@ test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
 
 # This test runs the program test_wm
 $(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_WM='"$(BIN)/test_wm"'
-$(BUILD)/test/test_fixtures: $(BIN)/test_wm
+$(BUILD)/test/test_fixtures: | $(BIN)/test_wm
 
 check:
 	@dev/check

@@ -91,7 +91,8 @@ static double gradient_difference(FILE *a, FILE *b) {
 }
 
 static void differences(Row *row, const Row *first) {
-    row->loss_diff = 0;
+    row->loss_diff = row->grad_diff = 0;
+    if (row == first) return;
     for (int i = 0; i < row->r.steps && i < first->r.steps; i++)
         row->loss_diff = fmax(row->loss_diff, fabs(row->r.loss[i] - first->r.loss[i]));
     row->grad_diff = gradient_difference(first->gradients, row->gradients);

@@ -83,8 +83,9 @@ static void norm_rotate_backward(const Rotation *p, const float *dy, const float
     if (!dx) return;
     const float mean = sum / (float)D;
 #pragma omp simd
-    for (int64_t d = 0; d < D; d++)
-        put(&dx[d], rstd * (turned[d] * weight[d] - x[d] * rstd * mean), add);
+    for (int64_t d = 0; d < D; d++) turned[d] = rstd * (turned[d] * weight[d] - x[d] * rstd * mean);
+#pragma omp simd
+    for (int64_t d = 0; d < D; d++) put(&dx[d], turned[d], add);
 }
 
 /* All heads of token t in batch element b: q, k and v. */
