@@ -256,8 +256,15 @@ void flex_eval(const FlexEnv *env, const FlexNode *x, int b, int h, int q, int k
     eval(&at, x, n, NULL, out);
 }
 
+/* Arrays reach no further, see flex_env. */
+static void check_keys(const FlexProgram *p, int k0, int n) {
+    CHECK(k0 >= 0 && n >= 0 && n <= p->T + FLEX_PAD - k0, "keys %d .. %d of %d positions", k0,
+          k0 + n - 1, p->T);
+}
+
 void flex_eval_mask_row(const FlexProgram *p, int b, int h, int q, int k0, int n,
                         unsigned char *out) {
+    check_keys(p, k0, n);
     if (!p->mask) {
         memset(out, 1, (size_t)n);
         return;
@@ -273,6 +280,7 @@ void flex_eval_mask_row(const FlexProgram *p, int b, int h, int q, int k0, int n
 static void score_row(const FlexProgram *p, const FlexNode *x, const float *score, int b, int h,
                       int q, int k0, int n, float *out) {
     FlexLanes lanes;
+    check_keys(p, k0, n);
     for (int done = 0; done < n; done += FLEX_LANES) {
         const int now = n - done < FLEX_LANES ? n - done : FLEX_LANES;
         flex_eval(&p->env, x, b, h, q, k0 + done, now, score + done, &lanes, NULL);
