@@ -49,9 +49,11 @@ typedef struct Limits {
 } Limits;
 
 typedef struct Tile {
-    int b, h, row, rows, col, cols; /* rows and cols: those that exist */
-    int begin, end;                 /* the columns worth computing, whole vectors */
+    int b, h, row, rows, col; /* rows: those that exist */
+    int begin, end;           /* the columns worth computing, whole vectors */
+    int cols;                 /* of these, the end of those that exist */
     int kind;
+    int ask, asked; /* a partial tile: from where to where the mask expression is asked */
 } Tile;
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -182,6 +184,28 @@ static void find_limits(const FlashArgs *a, const Geometry *g) {
     }
 }
 
+/* A tile narrowed to what the bits of the plan see in it. */
+static void narrow_by_plan(const FlashArgs *a, Tile *t, int tq, int tk) {
+    enum { BITS = FLASH_COLS / FLASH_PLAN_COLS };
+    const int64_t row = (int64_t)t->b * a->plan_b + (int64_t)t->h * a->plan_h + tq;
+    const int64_t word = row * a->plan_words + tk * BITS / 64;
+    const int shift = tk * BITS % 64;
+    const unsigned all = (1u << BITS) - 1, visit = (unsigned)(a->visit[word] >> shift) & all;
+    if (!visit) {
+        t->kind = FLASH_SKIP;
+        return;
+    }
+    const int first = __builtin_ctz(visit), last = 31 - __builtin_clz(visit);
+    t->begin = first * FLASH_PLAN_COLS;
+    t->end = round_up(least(t->cols, (last + 1) * FLASH_PLAN_COLS), VW);
+    const unsigned between = (2u << last) - (1u << first);
+    const unsigned ask = (((unsigned)(a->partial[word] >> shift) & all) | ~visit) & between;
+    if (!ask) return;
+    t->kind = FLASH_PARTIAL;
+    t->ask = __builtin_ctz(ask) * FLASH_PLAN_COLS;
+    t->asked = (32 - __builtin_clz(ask)) * FLASH_PLAN_COLS;
+}
+
 static Tile tile_at(const FlashArgs *a, int b, int h, int tq, int tk) {
     Tile t = {.b = b, .h = h, .row = tq * a->tile_rows, .col = tk * FLASH_COLS};
     t.rows = least(a->tile_rows, a->Tq - t.row);
@@ -190,6 +214,7 @@ static Tile tile_at(const FlashArgs *a, int b, int h, int tq, int tk) {
     t.kind = FLASH_FULL;
     if (a->dense) {
         t.kind = FLASH_PARTIAL;
+        t.asked = t.cols;
     } else if (a->lo) {
         Limits l = ((const Limits *)a->workspace)[tq];
         if (l.lo_min >= t.col + t.cols || l.hi_max <= t.col) {
@@ -200,14 +225,10 @@ static Tile tile_at(const FlashArgs *a, int b, int h, int tq, int tk) {
         t.begin = greatest(0, l.lo_min - t.col) / VW * VW;
         t.end = round_up(least(t.cols, l.hi_max - t.col), VW);
     } else if (a->visit) {
-        const int64_t word =
-            ((int64_t)b * a->plan_b + (int64_t)h * a->plan_h + tq) * a->plan_words + (tk >> 6);
-        const uint64_t bit = (uint64_t)1 << (tk & 63);
-        if (!(a->visit[word] & bit))
-            t.kind = FLASH_SKIP;
-        else if (a->partial[word] & bit)
-            t.kind = FLASH_PARTIAL;
+        narrow_by_plan(a, &t, tq, tk);
     }
+    t.cols = least(t.cols, t.end);
+    t.asked = least(t.cols, t.asked);
     return t;
 }
 
@@ -229,7 +250,7 @@ static void finish_row(const FlashArgs *a, const Tile *t, int i, float *s, float
 #endif
     if (t->kind == FLASH_PARTIAL) {
 #if FLEX_HAS_MASK
-        for (int j = t->begin; j < t->cols; j++)
+        for (int j = t->ask; j < t->asked; j++)
             s[j] = flex_mask(b, h, q, col + j, env) ? s[j] : -INFINITY;
 #else
         if (a->lo) {

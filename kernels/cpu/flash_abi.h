@@ -10,8 +10,9 @@
 enum { FLASH_SKIP, FLASH_FULL, FLASH_PARTIAL };
 
 /* Tiles: at most FLASH_ROWS queries by FLASH_COLS keys. All queries' tiles but the last have
- * FlashArgs.tile_rows rows. */
-enum { FLASH_ROWS = 96, FLASH_COLS = 128 };
+ * FlashArgs.tile_rows rows. A plan of an expression knows FLASH_PLAN_COLS keys a bit, so that a
+ * tile can be narrowed to what is visible in it. */
+enum { FLASH_ROWS = 96, FLASH_COLS = 128, FLASH_PLAN_COLS = 32 };
 
 typedef struct FlashStride {
     int64_t b, t, h;
