@@ -304,8 +304,10 @@ static int open_run(Program *p, Err *e) {
     const FrameOptions data = {s->data, g->n_frames,   g->height,  g->width,
                                s->seed, s->background, s->held_out};
     if (wm_config_check(g, e) || wm_check_sizes(s, e)) return -1;
-    if ((s->eval_every || s->sample) && actions_parse(s->actions, &p->actions, &p->n_actions, e))
+    if ((s->eval_every || s->sample) && actions_parse(s->actions, &p->actions, &p->n_actions, e)) {
+        p->actions = NULL;
         return -1;
+    }
     if (frames_open(&p->data, &data, e)) return -1;
     memcpy(p->background, p->data.background, 3);
     if (mask_init(&p->mask, s->mask, s->score, wm_tokens(g), wm_tokens_per_frame(g), s->batch,
@@ -489,6 +491,7 @@ static int compare_one(void *self, const char *backend, int steps, CompareResult
                        Err *e) {
     Program *p = self;
     if (open_model(p, backend, true, e) || open_loader(p, e)) return -1;
+    if (p->s.init && checkpoint_load(p->s.init, &p->m.params, NULL, NULL, e)) return -1;
     r->units_per_step = (double)p->s.accumulate * p->s.batch * wm_tokens(&p->s.model);
     for (; r->steps < steps; r->steps++) {
         StepFigures f;
@@ -524,6 +527,8 @@ static int parse(Program *p, int argc, char **argv, char resume[RESUME_PATH], ch
     options_init(&p->options, p->row, wm_options(s, p->row), false);
     if (options_parse(&p->options, argc, argv, e)) return -1;
     if (p->options.help) return 0;
+    if (s->resume && !strcmp(s->attn, "all"))
+        return err_set(e, "--attn all begins anew with each backend; give --init, not --resume");
     if ((s->resume != NULL) + (s->init != NULL) + (s->sample != NULL) > 1)
         return err_set(e, "--resume, --init and --sample exclude each other; give one");
     if (wm_preset(&p->options, s->preset, e)) return -1;
