@@ -4,8 +4,8 @@ on small odd shapes, everything in float64.
     python dev/ref/optim_ref.py            (needs torch and safetensors; from the project's root)
 
 Tensors: start.NAME, grad0.NAME .. grad2.NAME, and after all three steps step3.NAME. The name's
-first word is the group. Gradients are clipped at 10 all together: the first and last are small enough,
-the second is not. The learning rate's factors are 0.5, 1, 0.25.
+first word is the group. Gradients are clipped at 10 all together: the first and last are
+small enough, the second is not. The learning rate's factors are 0.5, 1, 0.25.
 """
 import torch
 from safetensors.torch import save_file
