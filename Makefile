@@ -1,7 +1,7 @@
 # make deps          installs what is missing (Debian 12 packages)
 # make               the programs, the tests of fixtures and the benchmarks
 # make test          builds and runs every test;   make asan test: the same under AddressSanitizer and UBSan
-# make test-self     spoils results and sources and expects tests and checks to see it
+# make test-self     the tests that spoil results and sources and expect tests and checks to see it
 # make check         formatting, budgets and include rules;   make format: formats
 # make bench         benchmarks;   make bench-peer PYTHON=...: PyTorch beside them, in turns
 #
@@ -87,17 +87,17 @@ endif
 deps:
 	@dev/deps $(PACKAGES)
 
-test: $(TESTS) $(FIXTURES)
+test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
 
 test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
-	$(BUILD)/test/test_ops --spoil
+	$(BUILD)/test/test_ops
 	$(BUILD)/test/test_fixtures
 	dev/check --self
 
-# This test runs the program test_wm
+# This test runs test_wm; tests of train_wm find it in BIN
 $(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_WM='"$(BIN)/test_wm"'
-$(BUILD)/test/test_fixtures: $(BIN)/test_wm
+$(BUILD)/test/test_fixtures: | $(BIN)/test_wm
 
 check:
 	@dev/check

@@ -47,6 +47,8 @@ typedef struct Program {
     RunLog log;
     Plan plan;
     CheckpointKeeper keeper;
+    int32_t *actions; /* (n_actions) of the control clip */
+    int64_t n_actions;
     uint8_t background[3]; /* what 0 looks like to people */
     char cache[PATH_TEXT]; /* for the code that flex compiles */
     int64_t first_step;
@@ -197,13 +199,12 @@ static int dream_to(Program *p, const char *dir, const char *name, const int32_t
     return dream_picture(dream, p, dir, name, actions, n, g->height, g->width, p->background, e);
 }
 
-static int control_clip(Program *p, const char *dir, const char *name, Err *e) {
-    int32_t *actions;
-    int64_t n;
-    if (actions_parse(p->s.actions, &actions, &n, e)) return -1;
-    const int status = dream_to(p, dir, name, actions, (int)n, e);
-    free(actions);
-    return status;
+static int diverged(const Program *p, int64_t step, const char *what, double value, Err *e) {
+    return err_set(e,
+                   "step %" PRId64
+                   ": the %s is %f; training stops, and the last good checkpoint in %s stays. Try "
+                   "a smaller --lr-muon and --lr-adam, or a longer --warmup",
+                   step, what, value, p->s.out);
 }
 
 static int evaluate(Program *p, int64_t step, double *loss, Err *e) {
@@ -212,6 +213,7 @@ static int evaluate(Program *p, int64_t step, double *loss, Err *e) {
     const int64_t most = p->data.n_held < s->eval_clips ? p->data.n_held : s->eval_clips;
     const WmEval v =
         wm_evaluate(&p->c, &p->m, held_out_clip, &p->data, (int)most, s->batch, s->seed);
+    if (!isfinite(v.loss)) return diverged(p, step, "held-out loss", v.loss, e);
     *loss = v.loss;
     printf("held-out loss %.5f  at noise", v.loss);
     Metrics *m = &p->log.metrics;
@@ -243,7 +245,8 @@ static int evaluate(Program *p, int64_t step, double *loss, Err *e) {
     free(actions);
     free(x);
     snprintf(name, sizeof name, "control_%06" PRId64, step);
-    return status ? status : control_clip(p, pictures, name, e);
+    if (status) return -1;
+    return dream_to(p, pictures, name, p->actions, (int)p->n_actions, e);
 }
 
 /* ---- one step ---- */
@@ -272,13 +275,8 @@ static int train_step(Program *p, int64_t step, StepFigures *f, Err *e) {
     const double t3 = now_s(), factor = schedule_warmup_cosine(step, s->warmup, s->steps);
     if (isfinite(f->loss))
         f->grad_norm = optim_step(&p->c, &p->optim, &p->m.params, factor, s->clip);
-    if (!isfinite(f->loss) || !isfinite(f->grad_norm))
-        return err_set(e,
-                       "step %" PRId64
-                       ": the %s is %f; training stops, and the last good checkpoint in %s stays. "
-                       "Try a smaller --lr-muon and --lr-adam, or a longer --warmup",
-                       step + 1, isfinite(f->loss) ? "gradient norm" : "loss",
-                       isfinite(f->loss) ? f->grad_norm : f->loss, s->out);
+    if (!isfinite(f->loss)) return diverged(p, step + 1, "loss", f->loss, e);
+    if (!isfinite(f->grad_norm)) return diverged(p, step + 1, "gradient norm", f->grad_norm, e);
     f->lr = factor * s->lr_adam;
     f->step_s = now_s() - t0;
     f->update_s = now_s() - t3;
@@ -305,7 +303,11 @@ static int open_run(Program *p, Err *e) {
     const WmConfig *g = &s->model;
     const FrameOptions data = {s->data, g->n_frames,   g->height,  g->width,
                                s->seed, s->background, s->held_out};
-    if (wm_config_check(g, e)) return -1;
+    if (wm_config_check(g, e) || wm_check_sizes(s, e)) return -1;
+    if ((s->eval_every || s->sample) && actions_parse(s->actions, &p->actions, &p->n_actions, e)) {
+        p->actions = NULL;
+        return -1;
+    }
     if (frames_open(&p->data, &data, e)) return -1;
     memcpy(p->background, p->data.background, 3);
     if (mask_init(&p->mask, s->mask, s->score, wm_tokens(g), wm_tokens_per_frame(g), s->batch,
@@ -385,11 +387,13 @@ static int train(Program *p, Err *e) {
         double loss = NAN;
         if (train_step(p, step, &f, e)) return -1;
         if (run_log_step(&p->log, step, &f, e)) return -1;
-        if (due(s->eval_every, step + 1, s->steps) && evaluate(p, step + 1, &loss, e) &&
-            !interrupted())
+        const bool failed =
+            due(s->eval_every, step + 1, s->steps) && evaluate(p, step + 1, &loss, e);
+        if (failed && !isfinite(loss)) return -1; /* never over a good checkpoint */
+        if ((due(s->save_every, step + 1, s->steps) || (s->save_every && !isnan(loss))) &&
+            save(p, step + 1, loss, e)) /* also where a picture could not be written */
             return -1;
-        if (due(s->save_every, step + 1, s->steps) || (s->save_every && !isnan(loss)))
-            if (save(p, step + 1, loss, e)) return -1;
+        if (failed && !interrupted()) return -1;
     }
     if (!interrupted()) return 0;
     if (save(p, step, NAN, e)) return -1;
@@ -427,7 +431,6 @@ static int open_folder(Program *p, Err *e) {
     char dir[PATH_TEXT], metrics[PATH_TEXT];
     snprintf(dir, sizeof dir, "%s/checkpoints", s->out);
     snprintf(metrics, sizeof metrics, "%s/metrics.jsonl", s->out);
-    if (make_dirs(s->out, e) || keeper_open(&p->keeper, dir, 5, s->resume != NULL, e)) return -1;
     if (s->init && checkpoint_load(s->init, &p->m.params, NULL, NULL, e)) return -1;
     if (s->resume) {
         StFile file;
@@ -439,6 +442,7 @@ static int open_folder(Program *p, Err *e) {
             return err_set(e, "%s has made %" PRId64 " steps already; ask for more with --steps",
                            s->resume, p->first_step);
     }
+    if (make_dirs(s->out, e) || keeper_open(&p->keeper, dir, 5, s->resume != NULL, e)) return -1;
     return metrics_open(&p->log.metrics, metrics, p->first_step, e);
 }
 
@@ -478,7 +482,8 @@ static int run_sample(Program *p, Err *e) {
         for (int i = 0; i < 3; i++) p->background[i] = (uint8_t)rgb[i];
     st_close(&file);
     if (wm_sampler_init(&p->sampler, &p->m, s->sample_steps, (float)s->cfg, false, e)) return -1;
-    return make_dirs(s->out, e) ? -1 : control_clip(p, s->out, "sample", e);
+    if (make_dirs(s->out, e)) return -1;
+    return dream_to(p, s->out, "sample", p->actions, (int)p->n_actions, e);
 }
 
 /* One backend's share of --attn all; in a process of its own. */
@@ -486,9 +491,11 @@ static int compare_one(void *self, const char *backend, int steps, CompareResult
                        Err *e) {
     Program *p = self;
     if (open_model(p, backend, true, e) || open_loader(p, e)) return -1;
+    if (p->s.init && checkpoint_load(p->s.init, &p->m.params, NULL, NULL, e)) return -1;
     r->units_per_step = (double)p->s.accumulate * p->s.batch * wm_tokens(&p->s.model);
     for (; r->steps < steps; r->steps++) {
         StepFigures f;
+        if (interrupted()) return err_set(e, "stopped after %d steps", r->steps);
         if (train_step(p, r->steps, &f, e)) return -1;
         r->loss[r->steps] = f.loss;
         r->step_s[r->steps] = f.step_s;
@@ -520,11 +527,16 @@ static int parse(Program *p, int argc, char **argv, char resume[RESUME_PATH], ch
     options_init(&p->options, p->row, wm_options(s, p->row), false);
     if (options_parse(&p->options, argc, argv, e)) return -1;
     if (p->options.help) return 0;
+    if (s->resume && !strcmp(s->attn, "all"))
+        return err_set(e, "--attn all begins anew with each backend; give --init, not --resume");
     if ((s->resume != NULL) + (s->init != NULL) + (s->sample != NULL) > 1)
         return err_set(e, "--resume, --init and --sample exclude each other; give one");
     if (wm_preset(&p->options, s->preset, e)) return -1;
     if (!option_was_set(&p->options, "out"))
-        s->out = run_folder("runs/wm", s->resume || s->sample || s->plan, out);
+        s->out =
+            s->resume && *s->resume && resume_folder(s->resume, out)
+                ? out
+                : run_folder("runs/wm", (s->resume && !*s->resume) || s->sample || s->plan, out);
     resume_path(&s->resume, s->out, resume);
     const char *from = s->resume ? s->resume : s->init ? s->init : s->sample;
     if (!from) return 0;
@@ -546,6 +558,7 @@ static void close_program(Program *p) {
     frames_close(&p->data);
     ctx_free(&p->c);
     options_free(&p->options);
+    free(p->actions);
 }
 
 int main(int argc, char **argv) {

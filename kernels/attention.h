@@ -31,6 +31,9 @@ typedef struct Mask {
                                 NULL)  */
     bool has_score_expr; /* flex holds a score expression: sdpa declines, vanilla and flex apply it
                           */
+    const FlexProgram *code; /* what flex compiles: the mask as an expression, of a name's mask too
+                                ("causal" is k <= q), and the score. NULL where lo and hi were
+                                filled by hand: then flex is sdpa */
 } Mask;
 
 /* What a mask is made from. S tokens a frame for frame-causal. mask_text: a name (full, causal,

@@ -10,6 +10,8 @@
 static const char names_help[] =
     "full, causal, frame-causal, window:W, document:LEN, or several joined by '&'";
 
+enum { EXPRESSION_TEXT = 2048 };
+
 typedef enum { NAME_NONE, NAME_FULL, NAME_CAUSAL, NAME_FRAME, NAME_WINDOW, NAME_DOCUMENT } Name;
 
 /* One name of a mask's text, with the number after its ':'. */
@@ -83,6 +85,25 @@ static void intersect(Mask *m, const Part *part, int number, int S) {
     }
 }
 
+/* The names' mask as flex has it, an expression: what it costs there is what any mask costs. */
+static void names_as_expression(const char *text, char expr[EXPRESSION_TEXT]) {
+    size_t n = 0;
+    for (const char *end = text, *start = text; n < EXPRESSION_TEXT; start = end + 1) {
+        const Part part = read_part(start, &end);
+        const char *join = n ? " && " : "";
+        char *at = expr + n;
+        const size_t room = EXPRESSION_TEXT - n;
+        if (part.name == NAME_FULL) n += (size_t)snprintf(at, room, "%sk >= 0", join);
+        if (part.name == NAME_CAUSAL) n += (size_t)snprintf(at, room, "%sk <= q", join);
+        if (part.name == NAME_FRAME)
+            n += (size_t)snprintf(at, room, "%sframe[k] <= frame[q]", join);
+        if (part.name == NAME_DOCUMENT) n += (size_t)snprintf(at, room, "%sdoc[k] == doc[q]", join);
+        if (part.name == NAME_WINDOW)
+            n += (size_t)snprintf(at, room, "%sk <= q && q - k < %s", join, part.number);
+        if (!*end) return;
+    }
+}
+
 /* Fills lo and hi from the names, and doc (T) with the document of each position; *has_doc says
  * whether there was one. */
 static int init_names(Mask *m, const char *text, int S, int *doc, bool *has_doc, Err *e) {
@@ -112,14 +133,19 @@ static int init_parts(Mask *m, const char *mask_text, const char *score_text, in
     if (names && init_names(m, mask_text, S, doc, &has_doc, e)) return -1;
     m->has_mask_expr = !names;
     m->has_score_expr = score_text && *score_text;
-    if (!m->has_mask_expr && !m->has_score_expr) return 0;
     for (int i = 0; i < m->T; i++) frame[i] = i / S;
     const FlexArray arrays[] = {{"frame", frame, m->T}, {"doc", doc, m->T}};
-    FlexProgram *p;
-    if (flex_parse(&p, names ? NULL : mask_text, score_text, arrays, has_doc ? 2 : 1, m->T, B, H,
-                   e))
+    const int n_arrays = has_doc ? 2 : 1;
+    char expr[EXPRESSION_TEXT];
+    FlexProgram *p = NULL, *code = NULL;
+    if ((m->has_mask_expr || m->has_score_expr) &&
+        flex_parse(&p, names ? NULL : mask_text, score_text, arrays, n_arrays, m->T, B, H, e))
         return -1;
-    m->flex = p;
+    m->flex = m->code = p;
+    if (!names) return 0;
+    names_as_expression(mask_text, expr);
+    if (flex_parse(&code, expr, score_text, arrays, n_arrays, m->T, B, H, e)) return -1;
+    m->code = code;
     return 0;
 }
 
@@ -146,6 +172,7 @@ int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int
 void mask_free(Mask *m) {
     free(m->lo);
     free(m->hi);
+    if (m->code != m->flex) flex_free((FlexProgram *)(uintptr_t)m->code);
     flex_free((FlexProgram *)(uintptr_t)m->flex); /* made by mask_init, const for its users */
     memset(m, 0, sizeof *m);
 }
@@ -153,6 +180,7 @@ void mask_free(Mask *m) {
 void mask_set_build(Mask *m, const char *cache, const char *compiler) {
     const FlexBuild build = {compiler, cache};
     if (m->flex) flex_set_build(m->flex, &build);
+    if (m->code) flex_set_build(m->code, &build);
 }
 
 bool mask_sees(const Mask *m, int b, int h, int q, int k) {

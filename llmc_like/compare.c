@@ -13,6 +13,7 @@
 
 #include "llmc_like/fsio.h"
 #include "llmc_like/metrics.h"
+#include "llmc_like/run.h"
 
 int compare_gradients(int gradients, const ParamTable *p, Err *e) {
     for (int i = 0; i < p->n; i++) {
@@ -91,10 +92,11 @@ static double gradient_difference(FILE *a, FILE *b) {
 }
 
 static void differences(Row *row, const Row *first) {
-    row->loss_diff = 0;
+    row->loss_diff = row->grad_diff = 0;
+    if (row == first) return;
     for (int i = 0; i < row->r.steps && i < first->r.steps; i++)
         row->loss_diff = fmax(row->loss_diff, fabs(row->r.loss[i] - first->r.loss[i]));
-    row->grad_diff = gradient_difference(first->gradients, row->gradients);
+    row->grad_diff = row == first ? 0 : gradient_difference(first->gradients, row->gradients);
 }
 
 static void print_table(const Row *row, int n, int steps, const char *unit) {
@@ -160,6 +162,8 @@ int compare_run(const char *const *names, int steps, const char *unit, const cha
             status = err_set(e, "no scratch file for gradients: %s", strerror(errno));
         else
             status = run_one(&row[i], steps, train, self, e);
+        if (status == 0 && interrupted())
+            status = err_set(e, "stopped while --attn %s ran; no table is written", names[i]);
         if (status == 0 && i == 0 && !row[0].done) status = err_set(e, "%s", row[0].why.text);
         if (status == 0 && row[i].done) differences(&row[i], &row[0]);
     }

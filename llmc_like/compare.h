@@ -29,7 +29,7 @@ int compare_gradients(int gradients, const ParamTable *p, Err *e);
 /* Runs train for each name (NULL at the end; the first one is what the others are compared with),
  * prints the table to stdout and writes it to json_path. unit: "tokens". A backend that declines
  * gets a line that says why. Must be called before this process has made any thread. -1 where the
- * first one fails, or a child dies. */
+ * first one fails, a child dies, or Ctrl-C (llmc_like/run.h) ends it between two. */
 int compare_run(const char *const *names, int steps, const char *unit, const char *json_path,
                 CompareFn train, void *self, Err *e);
 

@@ -1,18 +1,34 @@
 #include "llmc_like/resume.h"
 
 #include <cjson/cJSON.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+static bool is_file(const char *text) {
+    const char *end = ".safetensors";
+    const size_t n = strlen(text), k = strlen(end);
+    return n > k && !strcmp(text + n - k, end);
+}
+
 void resume_path(const char **resume, const char *out, char path[RESUME_PATH]) {
     if (!*resume) return;
-    const char *text = **resume ? *resume : out, *end = ".safetensors";
-    const size_t n = strlen(text), k = strlen(end);
-    const bool is_file = n > k && !strcmp(text + n - k, end);
-    snprintf(path, RESUME_PATH, "%s%s", text, is_file ? "" : "/checkpoints/last.safetensors");
+    const char *text = **resume ? *resume : out;
+    snprintf(path, RESUME_PATH, "%s%s", text, is_file(text) ? "" : "/checkpoints/last.safetensors");
     *resume = path;
+}
+
+bool resume_folder(const char *resume, char path[RESUME_PATH]) {
+    static const char inside[] = "/checkpoints";
+    const size_t k = sizeof inside - 1;
+    snprintf(path, RESUME_PATH, "%s", resume);
+    if (!is_file(resume)) return true;
+    char *slash = strrchr(path, '/');
+    if (!slash || slash - path <= (ptrdiff_t)k || strncmp(slash - k, inside, k)) return false;
+    slash[-(ptrdiff_t)k] = 0;
+    return true;
 }
 
 static const char *folder(const char *base, int number, char path[RESUME_PATH]) {

@@ -16,6 +16,10 @@ void resume_path(const char **resume, const char *out, char path[RESUME_PATH]);
  * which is returned. */
 const char *run_folder(const char *base, bool last, char path[RESUME_PATH]);
 
+/* The folder of the run that --resume names, for a run that goes on in it: the folder itself, or
+ * RUN of RUN/checkpoints/FILE.safetensors; false where the file lies elsewhere. Into path. */
+bool resume_folder(const char *resume, char path[RESUME_PATH]);
+
 /* All options as JSON text {"steps": "600", ...}, for a checkpoint's metadata. The caller frees it.
  */
 char *resume_text(const Options *o);

@@ -1,6 +1,7 @@
 #include "models/wm.h"
 
 #include <cjson/cJSON.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +67,14 @@ int wm_config_check(const WmConfig *g, Err *e) {
     if (g->height % g->patch || g->width % g->patch || g->height < g->patch || g->width < g->patch)
         return err_set(e, "pictures of %d x %d cannot be cut into patches of %d", g->height,
                        g->width, g->patch);
+    const int64_t tokens = (int64_t)g->n_frames * (g->height / g->patch) * (g->width / g->patch) +
+                           (int64_t)g->n_frames * g->n_registers;
+    if (tokens > WM_MAX_TOKENS)
+        return err_set(e,
+                       "%d frames of %d x %d in patches of %d are %" PRId64
+                       " tokens, at most %d are possible; choose fewer --frames, smaller pictures "
+                       "or a larger --patch",
+                       g->n_frames, g->height, g->width, g->patch, tokens, WM_MAX_TOKENS);
     if (!g->rope || !rope_name(g->rope))
         return err_set(e, "no rope variant '%s'; there are rope, learn and vid",
                        g->rope ? g->rope : "");

@@ -25,7 +25,9 @@ typedef struct WmConfig {
  */
 WmConfig wm_config_default(void);
 
-/* -1 and a sentence for sizes that make no model. */
+/* -1 and a sentence for sizes that make no model, or more tokens than a float32 position counts.
+ */
+enum { WM_MAX_TOKENS = 1 << 22 };
 int wm_config_check(const WmConfig *cfg, Err *e);
 
 int wm_tokens_per_frame(const WmConfig *cfg); /* S */

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "llmc_like/run.h"
+
 /* A preset is a list of options with other defaults. */
 static const struct Preset {
     const char *name, *option[12][2];
@@ -158,4 +160,17 @@ int wm_adopt_config(Options *o, WmSettings *s, const char *json, Err *e) {
     s->model.n_actions = g.n_actions;
     s->model.timesteps = g.timesteps;
     return options_preset(o, "rope", g.rope, e);
+}
+
+int wm_check_sizes(const WmSettings *s, Err *e) {
+    const WmConfig *g = &s->model;
+    const double T = wm_tokens(g), tokens = s->batch * T, C = g->d_model;
+    const double least = 40 * tokens * C * g->n_blocks; /* ten rows of C a token and block */
+    const double most = least + 4 * tokens * g->n_heads * T + 12 * tokens * C * g->patch * g->patch;
+    if (most > 1e16)
+        return err_set(e,
+                       "a run of this size needs about %.0f TiB; choose a smaller --batch, "
+                       "--frames, --d-model or --preset",
+                       most / (1024.0 * 1024 * 1024 * 1024));
+    return s->plan || s->sample ? 0 : memory_check((size_t)least, e);
 }

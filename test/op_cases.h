@@ -161,6 +161,7 @@ static const Case cases[] = {
     {OP_LINEAR, call_linear, {R(2, 3, 17), R(19, 17), R(19)}, 0, 0},
     {OP_LINEAR, call_linear, {R(131, 33), R(67, 33), R(67)}, 0, 0},
     {OP_LINEAR, call_linear, {R(5, 7), R(3, 7), NONE}, 0, 0},
+    {OP_LINEAR, call_linear, {R(811, 5), R(7, 5), R(7)}, 0, 0},
     {OP_CONV2D, call_conv2d, {R(2, 5, 7, 3), R(17, 3, 5, 5), R(17)}, 0, 0},
     {OP_CONV2D, call_conv2d, {R(1, 3, 6, 5, 16), R(32, 16, 3, 3), R(32)}, 0, 0},
     {OP_CONV2D, call_conv2d, {R(3, 4, 4, 48), R(5, 48, 1, 1), NONE}, 0, 0},

@@ -61,10 +61,11 @@ class Rope(nn.Module):
                 self.register_buffer(name, table, persistent=False)
 
     def forward(self, x, first=0):
-        """x (B, n, H, D), its tokens at positions first, first + 1, ..."""
-        turned = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
-        rows = slice(first, first + x.shape[1])
-        return self.coss[:, rows] * x + self.sins[:, rows] * turned
+        """x (B, H, n, D), its tokens at positions first, first + 1, ..."""
+        turned = torch.empty_like(x)
+        turned[..., 0::2], turned[..., 1::2] = -x[..., 1::2], x[..., 0::2]
+        sin, cos = (t[:, first:first + x.shape[2]].transpose(1, 2) for t in (self.sins, self.coss))
+        return cos * x + sin * turned
 
 
 class Attention(nn.Module):
@@ -76,15 +77,16 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, attend, window=None):
         """window: a dict whose `kv` holds the raw keys and values before x; gets x's added."""
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.QKV(x).chunk(3, -1))
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for t in self.QKV(x).chunk(3, -1))  # (B, H, T, D)
         first = 0
         if window is not None:
             if "kv" in window:
-                first = window["kv"][0].shape[1]
-                k, v = (torch.cat([old, new], 1) for old, new in zip(window["kv"], (k, v)))
+                first = window["kv"][0].shape[2]
+                k, v = (torch.cat([old, new], 2) for old, new in zip(window["kv"], (k, v)))
             window["next"] = k, v
         q, k = rope(self.lnq(q), first), rope(self.lnk(k))
-        y = attend(*(t.transpose(1, 2) for t in (q, k, v)), first)
+        y = attend(q, k, v, first)
         return self.O(y.transpose(1, 2).flatten(2))
 
 
@@ -109,8 +111,8 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
 
     def forward(self, x, cond, tokens, rope, attend, window):
-        mod = self.modulation(cond).repeat_interleave(tokens, 1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = mod.chunk(6, -1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            t.repeat_interleave(tokens, 1) for t in self.modulation(cond).chunk(6, -1))
         y = self.norm1(x) * (1 + scale1) + shift1
         x = x + gate1 * self.selfattn(y, rope, attend, window)
         return x + gate2 * self.geglu(self.norm2(x) * (1 + scale2) + shift2)
@@ -193,7 +195,8 @@ class WorldModel(nn.Module):
         for i, block in enumerate(self.blocks):
             window = windows[i] if windows is not None else None
             x = block(x, cond, self.tokens, self.rope_seq, self.attend, window)
-        shift, scale = self.modulation(cond).repeat_interleave(self.tokens, 1).chunk(2, -1)
+        shift, scale = (t.repeat_interleave(self.tokens, 1)
+                        for t in self.modulation(cond).chunk(2, -1))
         x = (self.norm(x) * (1 + scale) + shift).unflatten(1, (frames, self.tokens))
         return self.unpatch(x[:, :, :self.tokens - self.cfg["n_registers"]])
 

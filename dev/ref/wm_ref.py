@@ -88,7 +88,7 @@ def sample(model, noise, actions, steps, guidance):
                 v = v[1:] + guidance * (v[:1] - v[1:])
             z = z + (now - then).to(z.dtype) * v
         for w in windows:
-            w["kv"] = tuple(t[:, max(0, t.shape[1] - keep):] for t in w.pop("next"))
+            w["kv"] = tuple(t[:, :, max(0, t.shape[2] - keep):] for t in w.pop("next"))
         out.append(z)
     return torch.cat(out, 1)
 

@@ -1,8 +1,8 @@
 /* flex: the fused kernel compiled once more, at run time, behind the user's expressions.
  * flex-dense: the same without the plan: every tile visited, every cell asked.
  *
- * A mask that is an interval needs no expression, so with no score expression beside it nothing is
- * compiled: flex then is sdpa, and flex-dense sdpa that tests every cell. */
+ * A mask by name is an expression here as well, so that what flexibility costs shows on any mask.
+ */
 #include "kernels/cpu/flash_host.h"
 #include "kernels/flex/flex.h"
 
@@ -17,8 +17,8 @@ static const char isa_flags[] = "-march=x86-64";
 /* The kernel for a's expressions; NULL and a sentence where it cannot be compiled. */
 static const FlashKernel *kernel(const AttnArgs *a, Err *e) {
     const Mask *m = a->mask;
-    if (!m->has_mask_expr && !m->has_score_expr) return &ISA_FN(flash_builtin);
-    const FlexModule *module = flex_module(m->flex, flash_text, isa_flags, e);
+    if (!m->code) return &ISA_FN(flash_builtin);
+    const FlexModule *module = flex_module(m->code, flash_text, isa_flags, e);
     return module ? flex_module_symbol(module, "flash_kernel") : NULL;
 }
 
@@ -31,11 +31,12 @@ static const FlashKernel *compiled(const AttnArgs *a) {
 
 static FlashArgs arguments(Ctx *c, const AttnArgs *a, bool dense) {
     FlashArgs f = ISA_FN(flash_args)(c, a);
-    const FlexProgram *p = a->mask->flex;
+    const FlexProgram *p = a->mask->code;
     f.dense = dense;
     if (!p) return f;
     f.env = flex_env(p);
-    if (!a->mask->has_mask_expr || dense) return f;
+    f.lo = f.hi = NULL; /* the expression says it, and so does its plan */
+    if (dense) return f;
     const FlexPlan *plan =
         flex_plan(p, a->B, a->H, a->Tq, a->Tk, a->offset, f.tile_rows, FLASH_PLAN_COLS);
     f.visit = plan->visit;

@@ -6,6 +6,12 @@
 #define EACH(n) \
     DO_PRAGMA(omp parallel for simd num_threads(c->n_threads) if (parallel : (n) >= PARALLEL_FROM))
 
+/* d/dx of x sigmoid(x) */
+static inline float silu_slope(float x) {
+    const float s = sigmoid(x);
+    return s + x * s * (1.0f - s);
+}
+
 void ISA_FN(silu_forward)(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]);
     const float *x = o->in[0]->data;
@@ -19,10 +25,12 @@ void ISA_FN(silu_backward)(Ctx *c, const OpCall *o) {
     const bool add = o->in[0]->grad_set;
     const float *x = o->in[0]->data, *dy = o->out[0]->grad;
     float *dx = o->in[0]->grad;
-    EACH(n)
-    for (int64_t i = 0; i < n; i++) {
-        const float s = sigmoid(x[i]);
-        put(&dx[i], dy[i] * s * (1.0f + x[i] * (1.0f - s)), add);
+    if (add) {
+        EACH(n)
+        for (int64_t i = 0; i < n; i++) dx[i] += dy[i] * silu_slope(x[i]);
+    } else {
+        EACH(n)
+        for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * silu_slope(x[i]);
     }
 }
 
@@ -72,12 +80,12 @@ void ISA_FN(geglu_backward)(Ctx *c, const OpCall *o) {
         EACH(n)
         for (int64_t i = 0; i < n; i++) put(&dup[i], dy[i] * (gate[i] * sigmoid(gate[i])), add_up);
     }
-    if (dgate) {
+    if (dgate && add_gate) {
         EACH(n)
-        for (int64_t i = 0; i < n; i++) {
-            const float s = sigmoid(gate[i]);
-            put(&dgate[i], dy[i] * up[i] * (s + gate[i] * s * (1.0f - s)), add_gate);
-        }
+        for (int64_t i = 0; i < n; i++) dgate[i] += dy[i] * up[i] * silu_slope(gate[i]);
+    } else if (dgate) {
+        EACH(n)
+        for (int64_t i = 0; i < n; i++) dgate[i] = dy[i] * up[i] * silu_slope(gate[i]);
     }
 }
 

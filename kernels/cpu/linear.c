@@ -13,13 +13,28 @@ void ISA_FN(linear_forward)(Ctx *c, const OpCall *o) {
     (c, false, true, rows, N, K, 1, o->in[0]->data, K, o->in[1]->data, K, o->in[2] ? 1 : 0, y, N);
 }
 
+/* dW = dy' x sums over all rows. oneDNN's sgemm reads two long matrices with large strides badly
+ * there; in pieces of about this many rows it is 10 to 25 % faster where dW is not square. */
+enum { WEIGHT_ROWS = 400 };
+
+static void weight_gradient(Ctx *c, const OpCall *o, int64_t rows, int64_t K, int64_t N) {
+    const Tensor *w = o->in[1];
+    const float *x = o->in[0]->data, *dy = o->out[0]->grad;
+    const int64_t pieces = (rows + WEIGHT_ROWS - 1) / WEIGHT_ROWS;
+    const int64_t size = (rows + pieces - 1) / pieces;
+    for (int64_t r = 0; r < rows; r += size) {
+        const int64_t n = r + size < rows ? size : rows - r;
+        ISA_FN(gemm)
+        (c, true, false, N, K, n, 1, dy + r * N, N, x + r * K, K, r || w->grad_set, w->grad, K);
+    }
+}
+
 void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
     const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2];
     const float *dy = o->out[0]->grad;
     if (x->grad)
         ISA_FN(gemm)(c, false, false, rows, K, N, 1, dy, N, w->data, K, x->grad_set, x->grad, K);
-    if (w->grad)
-        ISA_FN(gemm)(c, true, false, N, K, rows, 1, dy, N, x->data, K, w->grad_set, w->grad, K);
+    if (w->grad) weight_gradient(c, o, rows, K, N);
     if (b && b->grad) ISA_FN(sum_rows)(c, dy, rows, N, b->grad, b->grad_set);
 }

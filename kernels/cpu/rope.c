@@ -60,6 +60,7 @@ static void norm_rotate_backward(const Rotation *p, const float *dy, const float
                                  bool add) {
     const int64_t D = p->D;
     const float *weight = p->weight, *sine = p->sine, *cosine = p->cosine;
+    float *dweight = p->dweight;
     const float rstd = rms_rstd(x, D, p->eps);
     float turned[MAX_HEAD_SIZE], sum = 0;
     for (int64_t d = 0; p->dsine && d < D; d += 2) {
@@ -77,7 +78,7 @@ static void norm_rotate_backward(const Rotation *p, const float *dy, const float
 #pragma omp simd reduction(+ : sum)
     for (int64_t d = 0; d < D; d++) {
         const float tn = turned[d] * (x[d] * rstd);
-        p->dweight[d] += tn;
+        dweight[d] += tn;
         sum += tn * weight[d];
     }
     if (!dx) return;

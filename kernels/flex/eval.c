@@ -30,8 +30,14 @@ static void find_zero(const Lanes *at, const FlexNode *x, int n, const unsigned 
 }
 
 static void eval_index(const Lanes *at, const FlexNode *x, int n, const unsigned char *active,
-                       const FlexLanes *index, FlexLanes *out) {
+                       FlexLanes *out) {
     const int *array = at->env->array[x->value.i], length = at->env->length[x->value.i];
+    FlexLanes inner, *index = &inner;
+    if (x->arg[0]->op == FX_KEY) { /* one piece of the array, which reaches beyond the last key */
+        memcpy(out->i, array + at->k, (size_t)n * sizeof *array);
+        return;
+    }
+    eval(at, x->arg[0], n, active, index);
     for (int i = 0; listens(at) && i < n; i++)
         if ((index->i[i] < 0 || index->i[i] >= length) && (!active || active[i]))
             report(at, x, i, index->i[i]);
@@ -83,8 +89,8 @@ static void eval_leaf(const Lanes *at, const FlexNode *x, int n, FlexLanes *out)
     for (int i = 0; i < n; i++) out->f[i] = (EXPR); \
     return
 
-static void apply_int(const FlexNode *x, int n, const FlexLanes *a, const FlexLanes *b,
-                      FlexLanes *out) {
+static void apply_int(const FlexNode *x, int n, const FlexLanes *restrict a,
+                      const FlexLanes *restrict b, FlexLanes *restrict out) {
     switch (x->op) {
         case FX_TO_FLOAT:
             LANES_F((float)a->i[i]);
@@ -131,8 +137,8 @@ static void apply_int(const FlexNode *x, int n, const FlexLanes *a, const FlexLa
     }
 }
 
-static void apply_float(const FlexNode *x, int n, const FlexLanes *a, const FlexLanes *b,
-                        FlexLanes *out) {
+static void apply_float(const FlexNode *x, int n, const FlexLanes *restrict a,
+                        const FlexLanes *restrict b, FlexLanes *restrict out) {
     switch (x->op) {
         case FX_NEG:
             LANES_F(-a->f[i]);
@@ -212,8 +218,12 @@ static void eval_choice(const Lanes *at, const FlexNode *x, int n, const unsigne
 static void eval(const Lanes *at, const FlexNode *x, int n, const unsigned char *active,
                  FlexLanes *out) {
     if (n > 1 && !(x->asks & (ASKS_KEY | ASKS_SCORE))) {
-        const unsigned char any = !active || memchr(active, 1, (size_t)n);
-        eval(at, x, 1, &any, out);
+        /* in the first lane that counts, so that a fault names its key */
+        const unsigned char *first = active ? memchr(active, 1, (size_t)n) : NULL;
+        const unsigned char any = !active || first;
+        Lanes here = *at;
+        here.k += first ? (int)(first - active) : 0;
+        eval(&here, x, 1, &any, out);
         const int value = out->i[0];
         LANES_I(value);
     }
@@ -225,12 +235,14 @@ static void eval(const Lanes *at, const FlexNode *x, int n, const unsigned char 
         eval_choice(at, x, n, active, out);
         return;
     }
+    if (x->op == FX_INDEX) {
+        eval_index(at, x, n, active, out);
+        return;
+    }
     FlexLanes a, b;
     eval(at, x->arg[0], n, active, &a);
     if (flex_arity[x->op] == 2) eval(at, x->arg[1], n, active, &b);
-    if (x->op == FX_INDEX) {
-        eval_index(at, x, n, active, &a, out);
-    } else if (x->arg[0]->type == FLEX_INT) {
+    if (x->arg[0]->type == FLEX_INT) {
         if (x->op == FX_DIV || x->op == FX_MOD) find_zero(at, x, n, active, b.i);
         apply_int(x, n, &a, &b, out);
     } else {
@@ -244,8 +256,15 @@ void flex_eval(const FlexEnv *env, const FlexNode *x, int b, int h, int q, int k
     eval(&at, x, n, NULL, out);
 }
 
+/* Arrays reach no further, see flex_env. */
+static void check_keys(const FlexProgram *p, int k0, int n) {
+    CHECK(k0 >= 0 && n >= 0 && n <= p->T + FLEX_PAD - k0, "keys %d .. %d of %d positions", k0,
+          k0 + n - 1, p->T);
+}
+
 void flex_eval_mask_row(const FlexProgram *p, int b, int h, int q, int k0, int n,
                         unsigned char *out) {
+    check_keys(p, k0, n);
     if (!p->mask) {
         memset(out, 1, (size_t)n);
         return;
@@ -261,6 +280,7 @@ void flex_eval_mask_row(const FlexProgram *p, int b, int h, int q, int k0, int n
 static void score_row(const FlexProgram *p, const FlexNode *x, const float *score, int b, int h,
                       int q, int k0, int n, float *out) {
     FlexLanes lanes;
+    check_keys(p, k0, n);
     for (int done = 0; done < n; done += FLEX_LANES) {
         const int now = n - done < FLEX_LANES ? n - done : FLEX_LANES;
         flex_eval(&p->env, x, b, h, q, k0 + done, now, score + done, &lanes, NULL);

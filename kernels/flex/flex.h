@@ -158,9 +158,10 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
  * whatever of them the program has (all three are defined always: score itself, 1 and 1 stand in).
  * They are branch-free and call no library, so that a loop over k vectorises:
  *   for (int k = k0; k < k1; k++) s[k - k0] = flex_score(s[k - k0], b, h, q, k, env);
- * at -O3 -fno-math-errno -fno-trapping-math (elementary functions: kernels/flex/flex_math.h,
- * relative error about 1e-6). p NULL: the stand-ins alone. The text is the caller's, to be freed by
- * free(). */
+ * at -O3 -fno-math-errno -fno-trapping-math. So does one over flex_mask that stores floats (ints
+ * might be the very arrays that it reads). The elementary functions are those of
+ * kernels/flex/flex_math.h, relative error about 1e-6. p NULL: the stand-ins alone. The text is the
+ * caller's, to be freed by free(). */
 char *flex_prelude(const FlexProgram *p);
 
 /* Where code is compiled and kept. */

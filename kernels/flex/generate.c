@@ -41,8 +41,6 @@ static void print_literal(Printer *w, const FlexNode *n) {
     }
     char digits[64];
     snprintf(digits, sizeof digits, "%.9g", (double)n->value.f);
-    for (char *c = digits; *c; c++)
-        if (*c == ',') *c = '.'; /* where the locale writes a comma */
     const char *point = strpbrk(digits, ".e") ? "" : ".0";
     fprintf(w->out, n->value.f < 0 ? "(%s%sf)" : "%s%sf", digits, point);
 }

@@ -1,0 +1,151 @@
+/* Starts train_wm as a user does, as a child process, and takes what it leaves: exit status,
+ * stdout, stderr. The program is the one of the test's own flavour: ./train_wm beside
+ * build/release, or build/FLAVOUR/bin/train_wm. An argument that begins with @ is a path in the
+ * test's scratch folder:
+ *
+ *   Cli r = cli_run(state, CLI_SMALL, "--steps", "6", "--out", "@run");
+ *   assert_int_equal(r.status, 0);
+ *   cli_free(&r);
+ */
+#ifndef TEST_CLI_H
+#define TEST_CLI_H
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "llmc_like/fsio.h"
+#include "test/scratch.h"
+
+/* A model that makes a step in milliseconds. Nothing periodic: a test asks for what it looks at. */
+#define CLI_MODEL "--d-model", "32", "--n-heads", "2", "--n-blocks", "1", "--frames", "3"
+#define CLI_SMALL                                                                             \
+    CLI_MODEL, "--batch", "2", "--steps", "4", "--eval-clips", "2", "--threads", "2",         \
+        "--eval-every", "0", "--save-every", "0", "--sample-steps", "1", "--actions", "up*2", \
+        "--warmup", "2"
+
+enum { CLI_ARGS = 80, CLI_SECONDS = 100 };
+
+typedef struct Cli {
+    int status; /* of exit; -1 where a signal ended it */
+    int signal; /* which; 0: none */
+    char *out, *err;
+} Cli;
+
+static inline void cli_program(char path[SCRATCH_PATH]) {
+    char self[SCRATCH_PATH];
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    assert_true(n > 0);
+    self[n] = 0;
+    for (int i = 0; i < 2; i++) *strrchr(self, '/') = 0; /* build/FLAVOUR */
+    const bool release = !strcmp(strrchr(self, '/'), "/release");
+    assert_true(snprintf(path, SCRATCH_PATH, "%s/%strain_wm", self, release ? "../../" : "bin/") <
+                SCRATCH_PATH);
+    if (access(path, X_OK)) fail_msg("%s is not built: make train_wm first", path);
+}
+
+/* In the child: no more than file_limit bytes a file (0: as many as the disk takes). */
+static inline void cli_become(const char *program, char **argv, const char *folder,
+                              rlim_t file_limit) {
+    char out[SCRATCH_PATH], err[SCRATCH_PATH], cache[SCRATCH_PATH];
+    snprintf(out, sizeof out, "%s/stdout", folder);
+    snprintf(err, sizeof err, "%s/stderr", folder);
+    snprintf(cache, sizeof cache, "%s/cache", folder);
+    setenv("XDG_CACHE_HOME", cache, 1);
+    setenv("OMP_WAIT_POLICY", "passive", 1); /* the machine may be busy */
+    const int o = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    const int e = open(err, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (o < 0 || e < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(126);
+    if (file_limit) {
+        const struct rlimit limit = {file_limit, file_limit};
+        signal(SIGXFSZ, SIG_IGN); /* stays so across exec; write then says EFBIG */
+        if (setrlimit(RLIMIT_FSIZE, &limit)) _exit(126);
+    }
+    alarm(CLI_SECONDS); /* one that hangs is a failure, too */
+    execv(program, argv);
+    _exit(127);
+}
+
+static inline pid_t cli_start(void **state, rlim_t file_limit, const char *const *args) {
+    char program[SCRATCH_PATH], *argv[CLI_ARGS + 2];
+    int n = 1;
+    cli_program(program);
+    argv[0] = program;
+    for (; *args; args++, n++) {
+        assert_true(n < CLI_ARGS);
+        const size_t size = strlen(*args) + strlen(*state) + 2;
+        assert_non_null(argv[n] = malloc(size));
+        if (**args == '@')
+            snprintf(argv[n], size, "%s/%s", (const char *)*state, *args + 1);
+        else
+            snprintf(argv[n], size, "%s", *args);
+    }
+    argv[n] = NULL;
+    fflush(NULL);
+    const pid_t pid = fork();
+    if (pid == 0) cli_become(program, argv, *state, file_limit);
+    assert_true(pid > 0);
+    while (n > 1) free(argv[--n]);
+    return pid;
+}
+
+/* The whole text of a file of the scratch folder, which the caller frees. */
+static inline char *cli_text(void **state, const char *name) {
+    char path[SCRATCH_PATH], *text;
+    size_t size;
+    Err e = {""};
+    if (read_whole_file(scratch_path(state, name, path), &text, &size, &e)) fail_msg("%s", e.text);
+    return text;
+}
+
+static inline Cli cli_wait(void **state, pid_t pid) {
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    return (Cli){.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1,
+                 .signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0,
+                 .out = cli_text(state, "stdout"),
+                 .err = cli_text(state, "stderr")};
+}
+
+#define cli_begin(state, ...) cli_start(state, 0, (const char *const[]){__VA_ARGS__, NULL})
+#define cli_run(state, ...) cli_wait(state, cli_begin(state, __VA_ARGS__))
+
+static inline void cli_free(Cli *r) {
+    free(r->out);
+    free(r->err);
+}
+
+/* A run that must go well; what it printed, which the caller frees. */
+static inline char *cli_good(Cli r) {
+    if (r.status || r.signal || *r.err)
+        fail_msg("status %d, signal %d, stderr: %s", r.status, r.signal, r.err);
+    free(r.err);
+    return r.out;
+}
+
+/* A run that must be refused: status 1 and, on stderr, one sentence of the program's with all these
+ * words (separated by |). */
+static inline void cli_refused(Cli r, const char *words) {
+    char word[256];
+    if (r.status != 1 || r.signal || strncmp(r.err, "train_wm: ", 10) ||
+        strstr(r.err + 1, "train_wm: "))
+        fail_msg("status %d, signal %d where 1 and a sentence with %s were expected; stderr: %s",
+                 r.status, r.signal, words, r.err);
+    while (*words) {
+        const size_t n = strcspn(words, "|");
+        snprintf(word, sizeof word, "%.*s", (int)n, words);
+        if (!strstr(r.err, word)) fail_msg("no '%s' in: %s", word, r.err);
+        words += n + (words[n] == '|');
+    }
+    cli_free(&r);
+}
+
+static inline bool cli_exists(void **state, const char *name) {
+    char path[SCRATCH_PATH];
+    return access(scratch_path(state, name, path), F_OK) == 0;
+}
+
+#endif
