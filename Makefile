@@ -87,7 +87,7 @@ endif
 deps:
 	@dev/deps $(PACKAGES)
 
-test: $(TESTS) $(FIXTURES)
+test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
 
 test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
@@ -95,7 +95,7 @@ test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
 	$(BUILD)/test/test_fixtures
 	dev/check --self
 
-# This test runs the program test_wm
+# This test runs test_wm; tests of train_wm find it in BIN
 $(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_WM='"$(BIN)/test_wm"'
 $(BUILD)/test/test_fixtures: | $(BIN)/test_wm
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels/device.h"
 #include "llmc_like/ctx.h"
@@ -180,43 +181,54 @@ static double trial_differs(const Trial *t, const float *expected) {
     return worst / most;
 }
 
+/* Why a backend takes no part, or NULL. Half of the machine's memory is left for the model. */
+static const char *left_out(Ctx *c, const AttnBackend *b, const AttnArgs *a) {
+    const char *reason = b->supports(a);
+    const double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    if (!reason && (double)b->workspace(c, a, true) > 0.5 * memory)
+        reason = "its workspace would take more than half of the memory";
+    return reason;
+}
+
 static int choose_fastest(Ctx *c, const AttnArgs *a, Err *e) {
     Trial t;
     if (trial_make(&t, a, e)) return -1;
     const size_t n = 2 * (t.queries + t.keys);
     float *expected = malloc(n * sizeof *expected);
-    const AttnBackend *best = NULL;
+    const AttnBackend *before = c->attn, *first = NULL, *best = NULL;
     double best_s = INFINITY;
     int status = expected ? 0 : err_set(e, "--attn auto: no memory; name a backend instead");
-    if (!status) printf("attention     forward ms  backward ms  difference from vanilla\n");
+    if (!status) printf("attention     forward ms  backward ms  difference from the first\n");
     for (int i = 0; !status && attn_backends[i]; i++) {
         const AttnBackend *b = attn_backends[i];
-        const char *reason = b->supports(a);
+        if (!b->supports(a) && b->prepare(c, a, e)) {
+            status = -1;
+            break;
+        }
+        const char *reason = left_out(c, b, a);
         if (reason) {
             printf("%-12s  left out: %s\n", b->name, reason);
             continue;
         }
-        status = b->prepare(c, a, e);
-        if (status) break;
         double forward, backward;
         c->attn = b;
         const double s = trial_time(c, &t, &forward, &backward);
-        if (!best) memcpy(expected, t.args.out, n * sizeof *expected); /* vanilla supports all */
+        if (!first) memcpy(expected, t.args.out, n * sizeof *expected), first = b;
         const double differs = trial_differs(&t, expected);
         printf("%-12s  %10.2f  %11.2f  %.1e\n", b->name, 1e3 * forward, 1e3 * backward, differs);
         if (!(differs < 1e-3))
             status = err_set(e,
-                             "--attn auto: %s differs from vanilla by %.1e of the largest entry; "
-                             "this is a bug, please report it; --attn vanilla works meanwhile",
-                             b->name, differs);
+                             "--attn auto: %s differs from %s by %.1e of the largest entry; this "
+                             "is a bug, please report it; --attn %s works meanwhile",
+                             b->name, first->name, differs, first->name);
         if (s < best_s) best_s = s, best = b;
     }
     free(expected);
     free(t.block);
-    if (status) return -1;
-    printf("attention: %s\n", best->name);
-    c->attn = best;
-    return 0;
+    if (!status && !best) status = err_set(e, "--attn auto: no backend fits the memory");
+    c->attn = status ? before : best;
+    if (!status) printf("attention: %s\n", best->name);
+    return status;
 }
 
 int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e) {

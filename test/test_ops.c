@@ -480,6 +480,42 @@ static void test_threads_and_repetition(void **state) {
     for_devices(run_on(&plain_device, DT_F64, 1), check_threads);
 }
 
+/* The kernels that are no ops: every transposition of the matrix product, inside larger matrices
+ * and with what was there before, and the sum of squares. */
+static void test_matrix_product_and_sum_of_squares(void **state) {
+    (void)state;
+    enum { M = 19, N = 23, K = 37, LD = 41, SIZE = LD * LD };
+    static float a[SIZE], b[SIZE], start[SIZE], want[SIZE], got[SIZE];
+    draw(a, DT_F32, SIZE, 0, 1, false);
+    draw(b, DT_F32, SIZE, 0, 2, false);
+    draw(start, DT_F32, SIZE, 0, 3, false);
+    for (int d = 0; devices[d]; d++) {
+        if (!device_runs_here(devices[d])) continue;
+        Ctx c;
+        Err e;
+        assert_int_equal(ctx_init(&c, devices[d]->name, 2, 1, false, &e), 0);
+        for (int mode = 0; mode < 8; mode++) {
+            const bool ta = mode & 1, tb = mode & 2;
+            const float beta = mode & 4 ? 0.5f : 0;
+            memcpy(want, start, sizeof want);
+            memcpy(got, start, sizeof got);
+            if (beta == 0) got[0] = NAN; /* what is overwritten must not be read */
+            plain_device.gemm(&c, ta, tb, M, N, K, 1.5f, a, LD, b, LD, beta, want, LD);
+            devices[d]->gemm(&c, ta, tb, M, N, K, 1.5f, a, LD, b, LD, beta, got, LD);
+            for (int i = 0; i < SIZE; i++)
+                if (!(fabsf(got[i] - want[i]) <= 1e-4f))
+                    fail_msg("%s: gemm, mode %d: [%d] is %g, not %g", devices[d]->name, mode, i,
+                             (double)got[i], (double)want[i]);
+        }
+        const double want_sum = plain_device.sum_squares(&c, a, SIZE);
+        const double sum = devices[d]->sum_squares(&c, a, SIZE);
+        assert_true(fabs(sum - want_sum) <= 1e-12 * want_sum);
+        c.n_threads = 3;
+        assert_true(devices[d]->sum_squares(&c, a, SIZE) == sum);
+        ctx_free(&c);
+    }
+}
+
 /* The self-test: one element of each output and each gradient is moved, and the rule must say no;
  * one byte beside a block is written, and the guard must say no. */
 static void check_spoiled(int k, const Device *dev, const Result *plain32, const Result *exact) {
@@ -523,6 +559,7 @@ int main(void) {
         cmocka_unit_test(test_a_gradient_handed_on),
         cmocka_unit_test(test_nan_comes_out),
         cmocka_unit_test(test_threads_and_repetition),
+        cmocka_unit_test(test_matrix_product_and_sum_of_squares),
         cmocka_unit_test(test_spoiled_results_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -206,8 +206,8 @@ static void good_run(void **state) {
         cli_good(cli_run(state, CLI_SMALL, "--steps", "2", "--save-every", "2", "--out", "@good")));
 }
 
-/* Copies a checkpoint tensor by tensor through `change`, which may alter it (no name: leave it out),
- * and drops the checksum. */
+/* Copies a checkpoint tensor by tensor through `change`, which may alter it (no name: leave it
+ * out), and drops the checksum. */
 typedef void ChangeFn(StEntry *t, float *data);
 
 static void rewrite(void **state, const char *from, const char *to, ChangeFn change) {

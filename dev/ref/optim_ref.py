@@ -1,11 +1,11 @@
-"""Makes test/fixtures/optim.safetensors: three steps of PyTorch's AdamW, and of Muon by its formula,
+"""Makes test/fixtures/optim.safetensors: three steps of PyTorch's AdamW, and of Muon,
 on small odd shapes, everything in float64.
 
     python dev/ref/optim_ref.py            (needs torch and safetensors; from the project's root)
 
-Tensors: start.NAME, grad0.NAME .. grad2.NAME, and after all three steps step3.NAME. The name's first
-word is the group. Gradients are clipped at 10 all together: the first and last are small enough, the
-second is not. The learning rate's factors are 0.5, 1, 0.25.
+Tensors: start.NAME, grad0.NAME .. grad2.NAME, and after all three steps step3.NAME. The name's
+first word is the group. Gradients are clipped at 10 all together: the first and last are
+small enough, the second is not. The learning rate's factors are 0.5, 1, 0.25.
 """
 import torch
 from safetensors.torch import save_file
@@ -59,7 +59,8 @@ def main():
                 g["lr"] = r * factor
             o.step()
     out |= {"step3." + k: p.detach().float() for k, p in params.items()}
-    save_file({k: v.clone().contiguous() for k, v in out.items()}, "test/fixtures/optim.safetensors")
+    tensors = {k: v.clone().contiguous() for k, v in out.items()}
+    save_file(tensors, "test/fixtures/optim.safetensors")
 
 
 main()

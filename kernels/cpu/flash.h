@@ -10,11 +10,12 @@
  * only a partial tile asks the mask cell by cell. Scores are kept in units of log 2: the factor
  * scale log2(e) goes into the packed queries, so that the softmax needs 2^x alone.
  *
- * Forward: keys are transposed and values copied once a head, padded to whole vectors; then each
- * task is one tile of queries, which meets its tiles of keys from left to right with a running
- * maximum. Backward: each task is one head's tiles of keys, of every chunk-th, which meet the tiles
- * of queries; dk and dv stay in the task, dq goes to the chunk's own sum, and the chunks are added
- * in their order. Who computes a task changes no bit of it, so neither does the number of threads.
+ * Forward: keys are transposed once a head (values are read where they are, or copied where a row
+ * is not of whole vectors); then each task is one tile of queries, which meets its tiles of keys
+ * from left to right with a running maximum. Backward: each task is one head's tiles of keys, of
+ * every chunk-th, which meet the tiles of queries; dk and dv stay in the task, dq goes to the
+ * chunk's own sum, and the chunks are added in their order. Who computes a task changes no bit of
+ * it, so neither does the number of threads.
  *
  * B batch, H heads, T tokens, D head size; rows are queries, columns keys. */
 #if !defined(KERNELS_CPU_FLASH_H) && !defined(FLASH_TEXT_ONLY)
@@ -37,7 +38,7 @@ enum { FLASH_LD = FLASH_COLS + 16, FLASH_ALIGN = 64, FLASH_GROUP_BYTES = 32 << 2
 
 /* Heads are packed a group at a time, so that scratch does not grow with the batch. */
 typedef struct Geometry {
-    int d_pad, heads, n_q, n_k, q_pad, k_pad;
+    int d_pad, heads, n_q, n_k, q_pad;
     int group;  /* heads packed at once */
     int chunks; /* sums of dq a head, from the shape alone */
     size_t head_bytes, thread_bytes, heads_at, threads_at, total;
@@ -69,8 +70,10 @@ static size_t take(size_t *end, size_t floats) {
 /* ---- where things lie in the workspace ---- */
 
 typedef struct ForwardHead {
-    float *k; /* a tile of keys: (D, FLASH_COLS), transposed */
-    float *v; /* (k_pad, d_pad) */
+    float *k;        /* a tile of keys: (D, FLASH_COLS), transposed */
+    float *v_packed; /* (Tk, d_pad), where D is no number of whole vectors */
+    const float *v;  /* the values where they are read: packed, or where they came from */
+    int64_t v_row;
 } ForwardHead;
 
 typedef struct ForwardThread {
@@ -78,12 +81,16 @@ typedef struct ForwardThread {
     float *max, *sum; /* (rows): of the scores; of 2^(score - max), a vector a row */
 } ForwardThread;
 
-static ForwardHead forward_head(const FlashArgs *a, const Geometry *g, int i, size_t *end) {
+static ForwardHead forward_head(const FlashArgs *a, const Geometry *g, int i, int number,
+                                size_t *end) {
     char *base = a->workspace + g->heads_at + (size_t)i * g->head_bytes;
+    const int packs = g->d_pad != a->D;
     *end = 0;
     ForwardHead h;
     h.k = (float *)(base + take(end, (size_t)g->n_k * FLASH_COLS * (size_t)a->D));
-    h.v = (float *)(base + take(end, (size_t)g->k_pad * (size_t)g->d_pad));
+    h.v_packed = (float *)(base + take(end, packs ? (size_t)a->Tk * (size_t)g->d_pad : 0));
+    h.v = packs ? h.v_packed : a->v + number / a->H * a->vs.b + number % a->H * a->vs.h;
+    h.v_row = packs ? g->d_pad : a->vs.t;
     return h;
 }
 
@@ -144,14 +151,13 @@ static Geometry geometry(const FlashArgs *a, int backward) {
                   .heads = a->B * a->H,
                   .n_q = (a->Tq + a->tile_rows - 1) / a->tile_rows,
                   .n_k = (a->Tk + FLASH_COLS - 1) / FLASH_COLS,
-                  .q_pad = round_up(a->Tq, 4),
-                  .k_pad = round_up(a->Tk, VW)};
+                  .q_pad = round_up(a->Tq, 4)};
     g.chunks = least(g.n_k, (15 + g.heads) / g.heads);
     if (backward) {
         backward_head(a, &g, 0, &g.head_bytes);
         backward_thread(a, &g, 0, &g.thread_bytes);
     } else {
-        forward_head(a, &g, 0, &g.head_bytes);
+        forward_head(a, &g, 0, 0, &g.head_bytes);
         forward_thread(a, &g, 0, &g.thread_bytes);
     }
     size_t fit = FLASH_GROUP_BYTES / g.head_bytes;
@@ -324,12 +330,12 @@ static void forward_rows(const FlashArgs *a, const Geometry *g, ForwardHead head
                         w.o + i * d_pad, d_pad);
         product(&(Product){.M = round_up(rows, 4),
                            .N = d_pad,
-                           .K = t.end - t.begin,
+                           .K = t.cols - t.begin,
                            .A = w.s + t.begin,
                            .a_row = FLASH_LD,
                            .a_col = 1,
-                           .B = head.v + (int64_t)(t.col + t.begin) * d_pad,
-                           .ldb = d_pad,
+                           .B = head.v + (t.col + t.begin) * head.v_row,
+                           .ldb = head.v_row,
                            .C = w.o,
                            .ldc = d_pad,
                            .add = 1});
@@ -353,22 +359,23 @@ static void flash_forward(const FlashArgs *a) {
             const int n = least(g.group, g.heads - first);
 #pragma omp for schedule(dynamic, 1)
             for (int i = 0; i < n * g.n_k; i++) {
-                const int b = (first + i / g.n_k) / a->H, h = (first + i / g.n_k) % a->H;
+                const int number = first + i / g.n_k, b = number / a->H, h = number % a->H;
                 const int col = i % g.n_k * FLASH_COLS, cols = least(FLASH_COLS, a->Tk - col);
-                ForwardHead head = forward_head(a, &g, i / g.n_k, &unused);
+                ForwardHead head = forward_head(a, &g, i / g.n_k, number, &unused);
                 pack_transposed(head.k + (int64_t)col * a->D, FLASH_COLS,
                                 a->k + b * a->ks.b + h * a->ks.h + col * a->ks.t, a->ks.t, cols,
                                 round_up(cols, VW), a->D);
-                pack_rows(head.v + (int64_t)col * g.d_pad, g.d_pad,
-                          a->v + b * a->vs.b + h * a->vs.h + col * a->vs.t, a->vs.t, cols,
-                          round_up(cols, VW), a->D, 1.0f);
+                if (head.v == head.v_packed)
+                    pack_rows(head.v_packed + (int64_t)col * g.d_pad, g.d_pad,
+                              a->v + b * a->vs.b + h * a->vs.h + col * a->vs.t, a->vs.t, cols, cols,
+                              a->D, 1.0f);
             }
             /* the last queries see the most keys under a causal mask: the longest tasks first */
 #pragma omp for schedule(dynamic, 1)
             for (int i = 0; i < n * g.n_q; i++) {
-                const int b = (first + i / g.n_q) / a->H, h = (first + i / g.n_q) % a->H;
-                forward_rows(a, &g, forward_head(a, &g, i / g.n_q, &unused), w, b, h,
-                             g.n_q - 1 - i % g.n_q);
+                const int number = first + i / g.n_q;
+                forward_rows(a, &g, forward_head(a, &g, i / g.n_q, number, &unused), w,
+                             number / a->H, number % a->H, g.n_q - 1 - i % g.n_q);
             }
         }
     }

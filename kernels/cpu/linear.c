@@ -22,10 +22,11 @@ static void weight_gradient(Ctx *c, const OpCall *o, int64_t rows, int64_t K, in
     const float *x = o->in[0]->data, *dy = o->out[0]->grad;
     const int64_t pieces = (rows + WEIGHT_ROWS - 1) / WEIGHT_ROWS;
     const int64_t size = (rows + pieces - 1) / pieces;
-    for (int64_t r = 0; r < rows; r += size)
+    for (int64_t r = 0; r < rows; r += size) {
+        const int64_t n = r + size < rows ? size : rows - r;
         ISA_FN(gemm)
-        (c, true, false, N, K, r + size < rows ? size : rows - r, 1, dy + r * N, N, x + r * K, K,
-         r || w->grad_set, w->grad, K);
+        (c, true, false, N, K, n, 1, dy + r * N, N, x + r * K, K, r || w->grad_set, w->grad, K);
+    }
 }
 
 void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {

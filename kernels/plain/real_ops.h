@@ -441,11 +441,13 @@ static void FN(qkv_rope_backward)(const OpCall *o) {
                 REAL *ds = dsin ? dsin + t * D : NULL, *dc = dcos ? dcos + t * D : NULL;
                 const int64_t k_at = (b * T + t) * C + h * D;
                 const int64_t q_at = (b * (T - first) + t - first) * C + h * D;
-                if (t >= first)
+                REAL *dxk = dx ? dx + C : NULL;
+                if (t >= first) {
                     FN(norm_rotate_backward)
                     (dq + q_at, x, ln_q, s, co, D, o->attr.eps, dx, dln_q, ds, dc);
+                }
                 FN(norm_rotate_backward)
-                (dk + k_at, x + C, ln_k, s, co, D, o->attr.eps, dx ? dx + C : NULL, dln_k, ds, dc);
+                (dk + k_at, x + C, ln_k, s, co, D, o->attr.eps, dxk, dln_k, ds, dc);
                 for (int64_t d = 0; dx && d < D; d++) dx[2 * C + d] += dv[k_at + d];
             }
 }
