@@ -27,12 +27,6 @@
 
 enum { PATH_TEXT = 4096 };
 
-typedef struct Plan {
-    MemoryRow row[8];
-    int n;
-    double step_flops; /* matrix products of one optimiser step's forwards and backwards */
-} Plan;
-
 typedef struct Program {
     WmSettings s;
     Option row[WM_MAX_OPTIONS];
@@ -45,7 +39,7 @@ typedef struct Program {
     Loader loader;
     WmSampler sampler;
     RunLog log;
-    Plan plan;
+    StepPlan plan;
     CheckpointKeeper keeper;
     int32_t *actions; /* (n_actions) of the control clip */
     int64_t n_actions;
@@ -127,7 +121,7 @@ static AttnArgs attention_shape(const WmSettings *s, const Mask *mask) {
                       .os = stride};
 }
 
-static int make_plan(Program *p, Plan *plan, Err *e) {
+static int make_plan(Program *p, StepPlan *plan, Err *e) {
     const WmSettings *s = &p->s;
     Program dry = {.s = *s};
     size_t batch_bytes;
@@ -140,9 +134,13 @@ static int make_plan(Program *p, Plan *plan, Err *e) {
     if (status == 0) {
         tape_backward(&dry.c, batch_loss(&dry.c, &dry, (Batch){0}), 1);
         optim_step(&dry.c, &p->optim, &dry.m.params, 1, s->clip);
+        wm_sampler_init(&dry.sampler, &dry.m, 1, (float)s->cfg, true, e);
+        const size_t sampling = dry.sampler.n_branches * dry.sampler.cache[0].memory.peak;
+        wm_sampler_free(&dry.sampler);
         for (int i = 0; i < OP_COUNT; i++)
             plan->step_flops +=
                 s->accumulate * (dry.c.profile[i].forward_flops + dry.c.profile[i].backward_flops);
+        plan->step_flops += optim_flops(&p->optim, &dry.m.params);
         const MemoryRow row[] = {
             {"parameters", dry.m.params.values.peak},
             {"parameter gradients", dry.m.params.grads.peak},
@@ -151,27 +149,17 @@ static int make_plan(Program *p, Plan *plan, Err *e) {
             {"activation gradients", dry.c.gradients.peak},
             {"workspace", dry.c.workspace.peak},
             {"batches ahead", LOADER_BUFFERS * batch_bytes},
+            {"sampling window", s->eval_every ? sampling : 0},
         };
         plan->n = sizeof row / sizeof *row;
         memcpy(plan->row, row, sizeof row);
+        plan->activations = dry.c.activations.peak;
+        plan->gradients = dry.c.gradients.peak;
+        plan->workspace = dry.c.workspace.peak;
     }
     wm_free(&dry.m);
     ctx_free(&dry.c);
     return status;
-}
-
-/* What a step reaches of the measured peak, by and large, on the machines this was written on. */
-static const double PLAN_SHARE_OF_PEAK = 0.6;
-
-static void print_plan(const Program *p, const Plan *plan, double peak) {
-    memory_print(plan->row, plan->n, stdout);
-    const double step_s = 1e-9 * plan->step_flops / peak / PLAN_SHARE_OF_PEAK;
-    printf(
-        "a step: %.1f GFLOP in matrix products, about %.2f s at %.0f %% of this machine's %.0f "
-        "GFLOP/s (the "
-        "update is extra); %d steps: about %.0f min\n",
-        1e-9 * plan->step_flops, step_s, 100 * PLAN_SHARE_OF_PEAK, peak, p->s.steps,
-        p->s.steps * step_s / 60);
 }
 
 /* ---- evaluation: held-out loss, dreams, and what the rules of the game say of them ---- */
@@ -323,7 +311,10 @@ static int open_model(Program *p, const char *attn, bool training, Err *e) {
     const WmSettings *s = &p->s;
     if (ctx_init(&p->c, s->device, s->threads, s->seed, false, e)) return -1;
     const AttnArgs shape = attention_shape(s, &p->mask);
+    const StepPlan *plan = &p->plan;
     if (attn_choose(&p->c, attn, &shape, e)) return -1;
+    if (training && ctx_commit(&p->c, plan->activations, plan->gradients, plan->workspace, e))
+        return -1;
     return wm_init(&p->m, &s->model, &p->mask, s->seed, training, false, e);
 }
 
@@ -381,10 +372,12 @@ static bool due(int every, int64_t step, int64_t last) {
 
 static int train(Program *p, Err *e) {
     const WmSettings *s = &p->s;
-    int64_t step = p->first_step;
+    int64_t step = p->first_step; /* the first step touches fresh memory: no step to profile */
+    const int64_t profiled = step + (s->steps - step > 1);
     for (; step < s->steps && !interrupted(); step++) {
         StepFigures f;
         double loss = NAN;
+        if (step == profiled) ctx_profile_reset(&p->c);
         if (train_step(p, step, &f, e)) return -1;
         if (run_log_step(&p->log, step, &f, e)) return -1;
         const bool failed =
@@ -395,6 +388,7 @@ static int train(Program *p, Err *e) {
             return -1;
         if (failed && !interrupted()) return -1;
     }
+    if (s->profile) profile_print(&p->c, step - profiled, p->log.peak, stdout);
     if (!interrupted()) return 0;
     if (save(p, step, NAN, e)) return -1;
     printf("stopped after step %" PRId64 "; go on with --resume %s\n", step, s->out);
@@ -449,24 +443,22 @@ static int open_folder(Program *p, Err *e) {
 static int run_training(Program *p, Err *e) {
     const WmSettings *s = &p->s;
     if (memory_check(memory_total(p->plan.row, p->plan.n), e)) return -1;
-    if (open_model(p, s->attn, true, e) || open_folder(p, e) || open_loader(p, e)) return -1;
+    if (open_model(p, s->attn, true, e)) return -1;
+    p->log.peak = peak_gflops(&p->c); /* before the loader's thread takes its share */
+    if (open_folder(p, e) || open_loader(p, e)) return -1;
     if (wm_sampler_init(&p->sampler, &p->m, s->sample_steps, (float)s->cfg, false, e)) return -1;
     p->log.unit = "tokens";
     p->log.units_per_step = (double)s->accumulate * s->batch * wm_tokens(&s->model);
     p->log.total_steps = s->steps;
-    p->log.peak = peak_gflops(&p->c);
     banner(p, p->log.peak);
     if (p->first_step) printf("resumed    %s after step %" PRId64 "\n", s->resume, p->first_step);
     if (save_run_json(p, e)) return -1;
-    ctx_profile_reset(&p->c);
-    const int status = train(p, e);
-    if (s->profile) profile_print(&p->c, s->steps - p->first_step, p->log.peak, stdout);
-    return status;
+    return train(p, e);
 }
 
 static int run_plan(Program *p, Err *e) {
     if (ctx_init(&p->c, p->s.device, p->s.threads, p->s.seed, false, e)) return -1;
-    print_plan(p, &p->plan, peak_gflops(&p->c));
+    plan_print(&p->plan, p->s.steps, peak_gflops(&p->c));
     return memory_check(memory_total(p->plan.row, p->plan.n), e);
 }
 

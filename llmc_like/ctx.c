@@ -43,6 +43,12 @@ void ctx_free(Ctx *c) {
     memset(c, 0, sizeof *c);
 }
 
+int ctx_commit(Ctx *c, size_t activations, size_t gradients, size_t workspace, Err *e) {
+    if (arena_commit(&c->activations, activations, e)) return -1;
+    if (arena_commit(&c->gradients, gradients, e)) return -1;
+    return arena_commit(&c->workspace, workspace, e);
+}
+
 void ctx_step_begin(Ctx *c) {
     c->tape.n = 0;
     arena_reset(&c->headers);

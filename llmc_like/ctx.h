@@ -71,6 +71,9 @@ struct Ctx {
 int ctx_init(Ctx *c, const char *device, int threads, uint64_t seed, bool dry, Err *e);
 void ctx_free(Ctx *c);
 
+/* Maps what a dry run of the step has counted, so that the first step grows nothing. */
+int ctx_commit(Ctx *c, size_t activations, size_t gradients, size_t workspace, Err *e);
+
 /* Begins a step: forgets the tape and all activations of the step before. */
 void ctx_step_begin(Ctx *c);
 

@@ -56,14 +56,27 @@ int memory_check(size_t bytes, Err *e) {
                    (double)bytes / MiB, left / MiB);
 }
 
+/* What a step reaches of the measured peak, by and large, on the machines this was written on. */
+static const double PLAN_SHARE_OF_PEAK = 0.8;
+
+void plan_print(const StepPlan *plan, int steps, double peak) {
+    memory_print(plan->row, plan->n, stdout);
+    const double step_s = 1e-9 * plan->step_flops / peak / PLAN_SHARE_OF_PEAK;
+    printf(
+        "a step: %.1f GFLOP in matrix products, about %.2f s at %.0f %% of this machine's %.0f "
+        "GFLOP/s; %d steps: about %.0f min\n",
+        1e-9 * plan->step_flops, step_s, 100 * PLAN_SHARE_OF_PEAK, peak, steps,
+        steps * step_s / 60);
+}
+
 /* ---- the machine ---- */
 
 double peak_gflops(Ctx *c) {
-    enum { N = 1024, REPEATS = 12 };
+    enum { N = 1024 };
     float *a = ctx_workspace(c, 3 * sizeof(float) * N * N), *b = a + N * N, *product = b + N * N;
     for (int i = 0; i < 2 * N * N; i++) a[i] = (float)(i % 13) - 6.0f;
     double best = INFINITY;
-    for (int r = 0; r < REPEATS; r++) {
+    for (const double end = now_s() + 1; now_s() < end;) {
         const double t0 = now_s();
         c->dev->gemm(c, false, true, N, N, N, 1, a, N, b, N, 0, product, N);
         best = fmin(best, now_s() - t0);

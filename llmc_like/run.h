@@ -26,10 +26,22 @@ void memory_print(const MemoryRow *row, int n, FILE *out);
  */
 int memory_check(size_t bytes, Err *e);
 
+/* What a dry step has counted. */
+typedef struct StepPlan {
+    MemoryRow row[8];
+    int n;
+    size_t activations, gradients, workspace; /* bytes, of the rows of these names */
+    double step_flops; /* matrix products of one step: its forwards, backwards and update */
+} StepPlan;
+
+/* The memory table, and the time of the steps at PLAN_SHARE_OF_PEAK of `peak` GFLOP/s. */
+void plan_print(const StepPlan *plan, int steps, double peak);
+
 /* ---- the machine ---- */
 
-/* GFLOP/s of the device's matrix product, float32: the best of several products of 1024 x 1024
- * matrices, about a quarter of a second in all. What "share of the peak" is a share of. */
+/* GFLOP/s of the device's matrix product, float32: the best product of 1024 x 1024 matrices
+ * within a second, since other programs may want the processor meanwhile. What "share of the peak"
+ * is a share of. */
 double peak_gflops(Ctx *c);
 
 /* ---- Ctrl-C ---- */
