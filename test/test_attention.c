@@ -233,6 +233,25 @@ static void every_backend_is_right(void **state) {
     }
 }
 
+/* Scores of hundreds: one key takes nearly all, the others' shares vanish, the running maximum
+ * jumps. */
+static void peaked_rows(void **state) {
+    (void)state;
+    Mask m;
+    mask_for(&m, "frame-causal", "");
+    const Shape s = {1, 2, 193, 193, 64};
+    Call exact = call_make(s, DT_F64, &m, 10), single = call_make(s, DT_F32, &m, 10);
+    run_plain(&exact);
+    run_plain(&single);
+    const Error plain = compare(&single, &exact);
+    for (int d = 0; devices[d]; d++)
+        if (devices[d] != &plain_device && device_runs_here(devices[d]))
+            assert_int_equal(try_backends(devices[d], &m, s, &exact, &plain), 4);
+    call_free(&exact);
+    call_free(&single);
+    mask_free(&m);
+}
+
 /* Gradients that nobody wants are left out, and the others do not change. */
 static void unwanted_gradients(void **state) {
     (void)state;
@@ -381,9 +400,13 @@ static void choices(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_backend_is_right), cmocka_unit_test(unwanted_gradients),
-        cmocka_unit_test(threads_change_no_bit),  cmocka_unit_test(nan_comes_out),
-        cmocka_unit_test(finite_differences),     cmocka_unit_test(choices),
+        cmocka_unit_test(every_backend_is_right),
+        cmocka_unit_test(peaked_rows),
+        cmocka_unit_test(unwanted_gradients),
+        cmocka_unit_test(threads_change_no_bit),
+        cmocka_unit_test(nan_comes_out),
+        cmocka_unit_test(finite_differences),
+        cmocka_unit_test(choices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
