@@ -39,8 +39,9 @@ void plan_print(const StepPlan *plan, int steps, double peak);
 
 /* ---- the machine ---- */
 
-/* GFLOP/s of the device's matrix product, float32: the best of several products of 1024 x 1024
- * matrices, about a quarter of a second in all. What "share of the peak" is a share of. */
+/* GFLOP/s of the device's matrix product, float32: the best product of 1024 x 1024 matrices
+ * within a second, since other programs may want the processor meanwhile. What "share of the peak"
+ * is a share of. */
 double peak_gflops(Ctx *c);
 
 /* ---- Ctrl-C ---- */
