@@ -352,7 +352,9 @@ static void banner(const Program *p, double peak) {
 static int save(Program *p, int64_t step, double held_out_loss, Err *e) {
     char config[1024], background[16];
     wm_config_json(&p->s.model, config, sizeof config);
-    char *options = resume_text(&p->options);
+    const char *const expressions[] = {p->mask.has_mask_expr ? "mask" : "",
+                                       p->mask.has_score_expr ? "score" : "", NULL};
+    char *options = resume_text(&p->options, expressions);
     snprintf(background, sizeof background, "%d,%d,%d", p->background[0], p->background[1],
              p->background[2]);
     const MetaPair meta[] = {{"config", config}, {"options", options}, {"background", background}};
@@ -454,6 +456,7 @@ static int run_training(Program *p, Err *e) {
     banner(p, p->log.peak);
     if (p->first_step) printf("resumed    %s after step %" PRId64 "\n", s->resume, p->first_step);
     if (save_run_json(p, e)) return -1;
+    p->s.attn = p->c.attn->name; /* auto chooses once: a resumed run has the same bits */
     return train(p, e);
 }
 
@@ -536,8 +539,8 @@ static int parse(Program *p, int argc, char **argv, char resume[RESUME_PATH], ch
     StFile file;
     if (st_open(from, &file, e)) return -1;
     int status = wm_adopt_config(&p->options, s, st_meta(&file, "config"), e);
-    if (status) err_prefix(e, "%s: ", from);
     if (status == 0 && !s->init) status = resume_options(&p->options, st_meta(&file, "options"), e);
+    if (status) err_prefix(e, "%s: ", from);
     st_close(&file);
     return status;
 }

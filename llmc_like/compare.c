@@ -3,12 +3,14 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "llmc_like/fsio.h"
@@ -52,6 +54,16 @@ static double median_ms(const double *s, int n) {
     return 1e3 * sorted[(n - skip) / 2];
 }
 
+/* Waits for a child. Ctrl-C in a terminal reaches both, kill only this one: it tells the child. */
+static bool wait_for(pid_t pid, int *status) {
+    for (bool told = false;;) {
+        const pid_t ended = waitpid(pid, status, WNOHANG);
+        if (ended) return ended == pid;
+        if (!told && interrupted()) told = kill(pid, SIGTERM) == 0;
+        nanosleep(&(struct timespec){0, 10 * 1000 * 1000}, NULL);
+    }
+}
+
 /* One child: train there, wait here. */
 static int run_one(Row *row, int steps, CompareFn train, void *self, Err *e) {
     fflush(stdout);
@@ -65,7 +77,7 @@ static int run_one(Row *row, int steps, CompareFn train, void *self, Err *e) {
         _exit(0);
     }
     int status;
-    if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status) || WEXITSTATUS(status))
+    if (!wait_for(pid, &status) || !WIFEXITED(status) || WEXITSTATUS(status))
         return err_set(e, "the run with --attn %s ended badly (status %d)", row->name, status);
     if (!row->done || row->r.steps < 1) return 0;
     row->attn_forward_ms = median_ms(row->r.attn_forward_s, row->r.steps);

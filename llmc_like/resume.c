@@ -49,11 +49,22 @@ const char *run_folder(const char *base, bool last, char path[RESUME_PATH]) {
     return folder(base, last && number > 1 ? number - 1 : number, path);
 }
 
-char *resume_text(const Options *o) {
+/* Stands for an expression; no value of an option that may be one. */
+static const char EXPRESSION[] = "(expression)";
+
+static bool is_in(const char *const *list, const char *name) {
+    for (; *list; list++)
+        if (!strcmp(*list, name)) return true;
+    return false;
+}
+
+char *resume_text(const Options *o, const char *const *expressions) {
     cJSON *json = cJSON_CreateObject();
     for (int i = 0; i < o->n; i++) {
         char text[OPTION_TEXT];
-        if (option_text(o, i, text)[0]) cJSON_AddStringToObject(json, o->row[i].name, text);
+        const char *name = o->row[i].name;
+        if (option_text(o, i, text)[0])
+            cJSON_AddStringToObject(json, name, is_in(expressions, name) ? EXPRESSION : text);
     }
     char *all = cJSON_PrintUnformatted(json);
     CHECK(all, "no memory for %d options", o->n);
@@ -65,9 +76,7 @@ char *resume_text(const Options *o) {
 static bool is_own(const char *name) {
     static const char *const own[] = {"out",  "resume",  "init",   "sample",  "actions",
                                       "plan", "profile", "device", "threads", NULL};
-    for (int i = 0; own[i]; i++)
-        if (!strcmp(own[i], name)) return true;
-    return false;
+    return is_in(own, name);
 }
 
 int resume_options(Options *o, const char *text, Err *e) {
@@ -76,8 +85,14 @@ int resume_options(Options *o, const char *text, Err *e) {
     for (int i = 0; i < o->n && status == 0; i++) {
         const Option *r = &o->row[i];
         const cJSON *value = cJSON_GetObjectItemCaseSensitive(json, r->name);
-        if (r->kind != OPT_HEADING && !is_own(r->name) && cJSON_IsString(value))
+        if (r->kind == OPT_HEADING || is_own(r->name) || !cJSON_IsString(value)) continue;
+        if (strcmp(value->valuestring, EXPRESSION))
             status = options_preset(o, r->name, value->valuestring, e);
+        else if (!option_was_set(o, r->name))
+            status = err_set(e,
+                             "it was trained with an expression as --%s, which a checkpoint does "
+                             "not carry; give --%s again (the run's run.json has it)",
+                             r->name, r->name);
     }
     cJSON_Delete(json);
     return status;

@@ -21,12 +21,13 @@ const char *run_folder(const char *base, bool last, char path[RESUME_PATH]);
 bool resume_folder(const char *resume, char path[RESUME_PATH]);
 
 /* All options as JSON text {"steps": "600", ...}, for a checkpoint's metadata. The caller frees it.
- */
-char *resume_text(const Options *o);
+ * Of those in `expressions` (NULL at its end) it holds only that there was one: what becomes code
+ * comes from the user, never from a file. */
+char *resume_text(const Options *o, const char *const *expressions);
 
 /* They become this run's defaults: every option that the user did not give takes the checkpoint's
  * value, but for those about this run alone (out, device, threads, plan and the like). text NULL:
- * nothing happens. */
+ * nothing happens. -1 and a sentence where an expression is wanted and the user gave none. */
 int resume_options(Options *o, const char *text, Err *e);
 
 #endif

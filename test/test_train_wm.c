@@ -15,6 +15,7 @@
 #include "data/pong.h"
 #include "kernels/attention.h"
 #include "llmc_like/npy.h"
+#include "llmc_like/safetensors.h"
 #include "models/wm_options.h"
 #include "test/cli.h"
 
@@ -309,11 +310,20 @@ static void every_backend(void **state) {
 }
 
 static void automatic(void **state) {
-    char *out = cli_good(cli_run(state, CLI_SMALL, "--attn", "auto", "--out", "@auto"));
-    assert_says(out, "difference from vanilla");
+    char *out = cli_good(
+        cli_run(state, CLI_SMALL, "--attn", "auto", "--save-every", "4", "--out", "@auto"));
+    assert_says(out, "backward ms  difference");
     for (int i = 0; attn_backends[i]; i++) assert_says(out, attn_backends[i]->name);
     assert_says(out, "the fastest here");
     free(out);
+    /* what it chose goes with the checkpoint, so that a resumed run has the same bits */
+    char path[SCRATCH_PATH];
+    StFile f;
+    scratch_path(state, "auto/checkpoints/last.safetensors", path);
+    assert_int_equal(st_open(path, &f, NULL), 0);
+    assert_says(st_meta(&f, "options"), "\"attn\":");
+    assert_null(strstr(st_meta(&f, "options"), "\"attn\":\"auto\""));
+    st_close(&f);
 }
 
 /* The same mask by its name and as an expression, and a score, whose slope reaches the gradients.

@@ -181,6 +181,12 @@ static void interrupted_run(void **state) {
     kill(early, SIGTERM);
     free(cli_good(cli_wait(state, early)));
     assert_true(has_checkpoint(state, "early"));
+    /* a comparison has nothing to save: it says so and leaves */
+    const pid_t all = cli_begin(state, CLI_SMALL, "--attn", "all", "--steps", "1000", "--batch",
+                                "64", "--out", "@compared");
+    for (int wait = 0; wait < 60000 && !cli_exists(state, "compared"); wait++) sleep_ms(1);
+    kill(all, SIGINT);
+    cli_refused(cli_wait(state, all), "stopped while --attn vanilla ran");
 }
 
 /* --steps asks a finished run for more. */
@@ -245,6 +251,28 @@ static void best_five(void **state) {
     assert_true(worst_kept <= best_dropped);
 }
 
+/* A checkpoint tells that there was an expression, and never which: the user gives it again. */
+static void expression(void **state) {
+    static const char mask[] = "q >= k || frame[q] == frame[k]", score[] = "score - 0.125*(q - k)";
+    char path[SCRATCH_PATH], *bytes;
+    size_t size;
+    Err e = {""};
+    free(cli_good(cli_run(state, CLI_SMALL, "--attn", "vanilla", "--mask", mask, "--score", score,
+                          "--steps", "2", "--save-every", "2", "--out", "@expression")));
+    scratch_path(state, "expression/checkpoints/last.safetensors", path);
+    assert_int_equal(read_whole_file(path, &bytes, &size, &e), 0);
+    assert_null(memmem(bytes, size, "frame[q]", 8));
+    assert_null(memmem(bytes, size, "0.125", 5));
+    free(bytes);
+    cli_refused(cli_run(state, "--resume", "@expression", "--steps", "3", "--score", score),
+                "last.safetensors|--mask|give --mask again|run.json");
+    cli_refused(cli_run(state, "--sample", "@expression/checkpoints/last.safetensors", "--mask",
+                        mask, "--out", "@bad"),
+                "give --score again");
+    free(cli_good(cli_run(state, "--resume", "@expression", "--steps", "3", "--mask", mask,
+                          "--score", score)));
+}
+
 /* A file of the originals holds `param` names alone; the run begins with them at step 1. */
 static void init(void **state) {
     char path[SCRATCH_PATH];
@@ -281,8 +309,10 @@ static void init(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(stopped),  cmocka_unit_test(killed),    cmocka_unit_test(interrupted_run),
-        cmocka_unit_test(extended), cmocka_unit_test(best_five), cmocka_unit_test(init),
+        cmocka_unit_test(stopped),         cmocka_unit_test(killed),
+        cmocka_unit_test(interrupted_run), cmocka_unit_test(extended),
+        cmocka_unit_test(best_five),       cmocka_unit_test(init),
+        cmocka_unit_test(expression),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
