@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "data/actions.h"
 #include "data/dream.h"
@@ -557,17 +556,8 @@ static void close_program(Program *p) {
     free(p->actions);
 }
 
-/* OpenMP's threads spin while they wait, unless told otherwise before the program starts: where
- * another program wants a processor, a step then takes 2 to 5 times as long (dev/bench/SPEED.md).
- */
-static void wait_asleep(char **argv) {
-    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    setenv("GOMP_SPINCOUNT", "3000", 1);
-    execv("/proc/self/exe", argv); /* where that fails they spin */
-}
-
 int main(int argc, char **argv) {
-    wait_asleep(argv);
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")) threads_wait_asleep(argv);
     static Program p; /* large, and zero to begin with */
     char resume[RESUME_PATH], out[RESUME_PATH];
     Err e = {{0}};

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels/ops.h"
 
@@ -82,6 +83,11 @@ double peak_gflops(Ctx *c) {
         best = fmin(best, now_s() - t0);
     }
     return 2e-9 * N * N * N / best;
+}
+
+void threads_wait_asleep(char **argv) {
+    setenv("GOMP_SPINCOUNT", "3000", 1);
+    execv("/proc/self/exe", argv);
 }
 
 /* ---- Ctrl-C ---- */

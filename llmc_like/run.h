@@ -44,6 +44,12 @@ void plan_print(const StepPlan *plan, int steps, double peak);
  * is a share of. */
 double peak_gflops(Ctx *c);
 
+/* OpenMP's threads spin while they wait, unless told otherwise before the program starts: where
+ * another program wants a processor, a step then takes 2 to 5 times as long (dev/bench/SPEED.md).
+ * Starts this program anew with a short spin; returns where that fails, and then they spin. Call
+ * first of all, and only where the user has not chosen (OMP_WAIT_POLICY, GOMP_SPINCOUNT). */
+void threads_wait_asleep(char **argv);
+
 /* ---- Ctrl-C ---- */
 
 /* From here on SIGINT and SIGTERM wait for interrupted(): the program asks between two steps, saves
