@@ -173,7 +173,8 @@ static int dream(void *self, const int32_t *actions, int n, int n_context, uint3
     for (int i = 0; i < n; i++) {
         if (interrupted()) return err_set(e, "stopped while dreaming");
         if (i < n_context)
-            wm_sampler_observe(&p->c, &p->sampler, actions[i], x + i * size);
+            wm_sampler_observe(&p->c, &p->sampler, actions[i], p->s.seed, number, (uint64_t)i,
+                               x + i * size);
         else
             wm_sampler_dream(&p->c, &p->sampler, actions[i], p->s.seed, number, (uint64_t)i,
                              x + i * size);

@@ -9,16 +9,17 @@
 static const struct Preset {
     const char *name, *option[12][2];
 } presets[] = {
-    {"tiny",
+    {"tiny", /* x, y and t have rotations of their own: learns the game in minutes */
      {{"d-model", "128"},
       {"n-heads", "4"},
       {"n-blocks", "4"},
       {"frames", "10"},
-      {"batch", "8"},
-      {"steps", "600"},
-      {"lr-adam", "9e-4"},
-      {"warmup", "30"},
-      {"eval-every", "200"}}},
+      {"rope", "vid"},
+      {"batch", "4"},
+      {"steps", "1200"},
+      {"lr-adam", "1.5e-3"},
+      {"warmup", "50"},
+      {"eval-every", "400"}}},
     {"paper",
      {{"d-model", "384"}, {"n-heads", "6"}, {"n-blocks", "8"}, {"frames", "30"}, {"batch", "32"}}},
     {"toy-wm",
@@ -115,7 +116,7 @@ static int model_options(WmSettings *s, Option *row) {
          "dream from this checkpoint instead of training", NULL},
         {"actions", OPT_STRING, &s->actions, "stay*30,up*60,down*60,none*30", 0, 0,
          "what to do in the dream: a file (.npy, .csv) or a pattern", NULL},
-        {"sample-steps", OPT_INT, &s->sample_steps, "4", 1, 10000, "Euler steps a frame", NULL},
+        {"sample-steps", OPT_INT, &s->sample_steps, "10", 1, 10000, "Euler steps a frame", NULL},
         {"cfg", OPT_DOUBLE, &s->cfg, "1", 0, 100,
          "classifier-free guidance; 1: none, at half the cost", NULL},
     };

@@ -42,15 +42,6 @@ static void commit(Ctx *c, WmSampler *s) {
     for (int b = 0; b < s->n_branches; b++) wm_cache_commit(c, s->m, &s->cache[b], 1);
 }
 
-void wm_sampler_observe(Ctx *c, WmSampler *s, int action, const float *frame) {
-    const bool recording = c->recording;
-    c->recording = false;
-    ctx_step_begin(c);
-    for (int b = 0; b < s->n_branches; b++) velocity(c, s, b, action, 0.0f, frame);
-    commit(c, s);
-    c->recording = recording;
-}
-
 static float level(const WmSampler *s, int i) {
     const float t = 1.0f - (float)i / (float)s->steps;
     return 3.0f * t / (2.0f * t + 1.0f);
@@ -72,9 +63,31 @@ void wm_sampler_frame(Ctx *c, WmSampler *s, int action, const float *noise, floa
     c->recording = recording;
 }
 
+static int64_t noise(const WmSampler *s, uint64_t seed, uint32_t number, uint64_t index, float *z) {
+    const int64_t n = (int64_t)s->m->cfg.height * s->m->cfg.width * 3;
+    rng_normal((RngKey){seed, number, RNG_SAMPLE}, index * (uint64_t)n, z, n);
+    return n;
+}
+
+void wm_sampler_observe(Ctx *c, WmSampler *s, int action, uint64_t seed, uint32_t number,
+                        uint64_t index, const float *frame) {
+    const WmConfig *g = &s->m->cfg;
+    const bool recording = c->recording;
+    c->recording = false;
+    for (int b = 0; b < s->n_branches; b++) {
+        ctx_step_begin(c);
+        Tensor *z = ctx_tensor(c, "noise", DT_F32, 3, (int64_t[]){g->height, g->width, 3});
+        float *x = tensor_f32(z);
+        const int64_t n = noise(s, seed, number, index, x);
+        for (int64_t i = 0; i < n; i++) x[i] = frame[i] - WM_OBSERVED * (frame[i] - x[i]);
+        velocity(c, s, b, action, WM_OBSERVED, x);
+    }
+    commit(c, s);
+    c->recording = recording;
+}
+
 void wm_sampler_dream(Ctx *c, WmSampler *s, int action, uint64_t seed, uint32_t number,
                       uint64_t index, float *out) {
-    const int64_t n = (int64_t)s->m->cfg.height * s->m->cfg.width * 3;
-    rng_normal((RngKey){seed, number, RNG_SAMPLE}, index * (uint64_t)n, out, n);
+    noise(s, seed, number, index, out);
     wm_sampler_frame(c, s, action, out, out);
 }

@@ -23,8 +23,12 @@ void wm_sampler_free(WmSampler *s);
 
 void wm_sampler_reset(WmSampler *s); /* an empty window: a new clip */
 
-/* Takes a true frame (h, w, 3) and the action that led to it into the window, at noise level 0. */
-void wm_sampler_observe(Ctx *c, WmSampler *s, int action, const float *frame);
+/* Takes a true frame (h, w, 3) and the action that led to it into the window, at noise level
+ * WM_OBSERVED: training draws its levels logit-normally and hardly ever sees a frame without any
+ * noise. The noise is that of frame `index` of dream `number`. */
+#define WM_OBSERVED 0.1f
+void wm_sampler_observe(Ctx *c, WmSampler *s, int action, uint64_t seed, uint32_t number,
+                        uint64_t index, const float *frame);
 
 /* Dreams the next frame from noise (h, w, 3) into out (h, w, 3), not clamped; may be the same
  * place. */
