@@ -124,7 +124,9 @@ static void time_left(double s, char text[32]) {
 
 int run_log_step(RunLog *r, int64_t step, const StepFigures *f, Err *e) {
     const double now = now_s(), took = r->last_s > 0 ? now - r->last_s : f->step_s;
-    r->mean_step_s = r->mean_step_s > 0 ? 0.95 * r->mean_step_s + 0.05 * took : took;
+    const double weight = r->lines < 2 ? 1 : fmax(0.05, 1.0 / (double)r->lines);
+    r->mean_step_s += weight * (took - r->mean_step_s);
+    r->lines++;
     r->last_s = now;
     const double rate = r->units_per_step / f->step_s;
     char eta[32], share[32] = "";

@@ -74,6 +74,7 @@ typedef struct RunLog {
     int64_t total_steps;
     double mean_step_s; /* running mean of what a step takes, evaluations included, for the ETA */
     double last_s;
+    int64_t lines; /* steps logged so far: the first touches fresh memory and says little */
 } RunLog;
 
 /* Prints the line of step `step` (from 0) and appends it to metrics.jsonl. */
