@@ -1,6 +1,6 @@
 /* test_wm: runs the world model on fixtures, which hold what PyTorch made of the same parameters
  * and inputs (dev/ref/wm_ref.py), and compares every result: velocity, loss, gradients, parameters
- * after one optimiser step, the losses of three steps, dreamt frames.
+ * after one optimiser step, the losses of three or ten steps, dreamt frames.
  *
  * Tolerances: out.*: 1e-4. grad.*: 1e-3 of the tensor's largest entry. step1.*: what the step
  * changed, to 1e-2 of the largest change, see compare_step. Fixtures hold pictures as (B, F, 3, h,
@@ -309,8 +309,8 @@ static void compare_step(Case *k) {
 
 /* A result that nothing above compares would pass unseen. */
 static void refuse_unknown(Case *k) {
-    static const char *const known[] = {"out.velocity", "out.loss", "out.losses3",
-                                        "out.sample.cfg1", "out.sample.cfg1.5"};
+    static const char *const known[] = {"out.velocity", "out.loss",        "out.losses3",
+                                        "out.losses10", "out.sample.cfg1", "out.sample.cfg1.5"};
     for (int i = 0; i < k->file.n; i++) {
         const char *name = k->file.entry[i].name;
         bool found = !strncmp(name, "in.", 3) || !strncmp(name, "param.", 6);
@@ -370,10 +370,12 @@ static void run_velocity(Case *k) {
     k->c.recording = true;
 }
 
-/* Three steps on the fixture's one batch; gradients and parameters are compared after the first. */
+/* Three or ten steps on the fixture's one batch; gradients and parameters are compared after the
+ * first. */
 static void run_training(Case *k) {
-    double loss[3];
-    for (int step = 0; step < 3; step++) {
+    double loss[10];
+    const int steps = st_find(&k->file, "out.losses10") ? 10 : 3;
+    for (int step = 0; step < steps; step++) {
         const Inputs in = begin_step(k);
         params_zero_grad(&k->m.params);
         Tensor *l = wm_loss(&k->c, &k->m, in.x0, in.z, in.t, in.actions);
@@ -385,6 +387,7 @@ static void run_training(Case *k) {
     }
     compare(k, "out.loss", loss, 1, FORWARD_TOLERANCE, NULL);
     compare(k, "out.losses3", loss, 3, FORWARD_TOLERANCE, NULL);
+    compare(k, "out.losses10", loss, 10, FORWARD_TOLERANCE, NULL);
 }
 
 static int choose_attention(Case *k, const char *name, Err *e) {

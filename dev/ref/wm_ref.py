@@ -9,7 +9,8 @@ Needs: python3 -m venv VENV && VENV/bin/pip install torch numpy safetensors
 A fixture is a safetensors file with the config as JSON in its metadata and
   param.NAME    the parameters (bfloat16 here: the values are exact and the file is half as large)
   in.*          frames, noise (B, F, 3, h, w); ts, actions (B, F); sample.noise, sample.actions
-  out.velocity, out.loss, out.losses3 (three steps on one batch), out.sample.cfg1, out.sample.cfg1.5
+  out.velocity, out.loss, out.losses3 and out.losses10 (steps on one batch),
+  out.sample.cfg1, out.sample.cfg1.5
   grad.NAME, step1.NAME    gradients, and the parameters after one step of the optimiser
 Every out.*, grad.* and step1.* may be left out.
 """
@@ -94,7 +95,7 @@ def sample(model, noise, actions, steps, guidance):
 
 
 def results(model, cfg, inputs):
-    """All that a fixture holds besides inputs and parameters. Changes the model (three steps)."""
+    """All that a fixture holds besides inputs and parameters. Changes the model (ten steps)."""
     batch = [inputs[k] for k in ("in.frames", "in.noise", "in.ts", "in.actions")]
     out = {}
     if "in.sample.noise" in inputs:
@@ -104,7 +105,7 @@ def results(model, cfg, inputs):
                                                guidance)
     optimiser = Optimiser(model, cfg)
     losses = []
-    for step in range(3):
+    for step in range(10):
         model.zero_grad()
         loss, velocity = flow_loss(model, *batch)
         losses.append(loss.detach())
@@ -116,7 +117,7 @@ def results(model, cfg, inputs):
         optimiser.step()
         if step == 0:
             out |= {f"step1.{k}": p.detach().clone() for k, p in model.named_parameters()}
-    out["out.losses3"] = torch.stack(losses)
+    out["out.losses3"], out["out.losses10"] = torch.stack(losses[:3]), torch.stack(losses)
     return out
 
 
@@ -163,7 +164,7 @@ def make(folder):
         wide = {k: t.double() if t.is_floating_point() and k != "in.ts" else t
                 for k, t in inputs.items()}
         out = results(model.double(), cfg, wide)
-        out = {k: t if k in ("out.loss", "out.losses3") else t.float().contiguous()
+        out = {k: t if k.startswith("out.loss") else t.float().contiguous()
                for k, t in out.items() if k.startswith(keep)}
         path = Path(folder) / f"{name}.safetensors"
         save_file(params | inputs | out, path, metadata={"config": json.dumps(cfg)})
