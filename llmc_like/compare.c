@@ -41,17 +41,11 @@ typedef struct Row {
     double peak_bytes, attn_forward_ms, attn_backward_ms, step_ms, loss_diff, grad_diff;
 } Row;
 
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static double median_ms(const double *s, int n) {
     double sorted[COMPARE_MAX_STEPS];
     const int skip = n > 1; /* the first step touches fresh memory */
     memcpy(sorted, s + skip, (size_t)(n - skip) * sizeof *sorted);
-    qsort(sorted, (size_t)(n - skip), sizeof *sorted, by_value);
-    return 1e3 * sorted[(n - skip) / 2];
+    return 1e3 * median(sorted, n - skip);
 }
 
 /* Waits for a child. Ctrl-C in a terminal reaches both, kill only this one: it tells the child. */

@@ -70,6 +70,16 @@ void plan_print(const StepPlan *plan, int steps, double peak) {
         steps * step_s / 60);
 }
 
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, by_value);
+    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
+}
+
 /* ---- the machine ---- */
 
 double peak_gflops(Ctx *c) {

@@ -37,6 +37,9 @@ typedef struct StepPlan {
 /* The memory table, and the time of the steps at PLAN_SHARE_OF_PEAK of `peak` GFLOP/s. */
 void plan_print(const StepPlan *plan, int steps, double peak);
 
+/* The middle of n numbers, or the mean of the two in the middle; sorts x. */
+double median(double *x, int n);
+
 /* ---- the machine ---- */
 
 /* GFLOP/s of the device's matrix product, float32: the best product of 1024 x 1024 matrices

@@ -20,6 +20,7 @@
 #include "llmc_like/fsio.h"
 #include "llmc_like/options.h"
 #include "llmc_like/philox.h"
+#include "llmc_like/run.h"
 
 enum { MAX_REPEATS = 200, MAX_BACKENDS = 16, ROOF_N = 1024, ROOF_CALLS = 4 };
 
@@ -49,16 +50,6 @@ typedef struct Tensors {
     float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse, *gemm;
     size_t queries, keys;
 } Tensors;
-
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
-}
 
 /* Standard normals; with unit, each row of D scaled to root mean square 1, as QK-norm leaves it. */
 static float *normals(uint32_t stream, size_t n, int D, bool unit) {

@@ -12,6 +12,7 @@
 #include "llmc_like/fsio.h"
 #include "llmc_like/optim.h"
 #include "llmc_like/options.h"
+#include "llmc_like/run.h"
 
 /* The matrices of a block of the world model, and vectors and matrices for Adam beside them. */
 static void add_rows(ParamTable *p, Tensor **slot, int64_t d, int blocks) {
@@ -33,16 +34,6 @@ static double gemm_seconds(Ctx *c, int64_t n, float *a, float *b, float *product
     const double t0 = now_s();
     c->dev->gemm(c, false, true, n, n, n, 1, a, n, b, n, 0, product, n);
     return now_s() - t0;
-}
-
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
 }
 
 enum { MAX_REPEATS = 1000, ROOF_N = 1024, ROOF_CALLS = 4 };
