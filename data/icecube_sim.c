@@ -6,16 +6,17 @@
 
 #include "llmc_like/error.h"
 
-static const float LIGHT_SPEED = 0.2998f;             /* m/ns */
-static const float INDEX = 1.32f;                     /* of refraction */
-static const float CHERENKOV = 0.710349f;             /* rad: 40.7 degrees */
-static const float SCATTERING = 33.3f;                /* m, Pandel's lambda */
-static const float SCATTERING_TIME = 557.0f;          /* ns, Pandel's tau */
-static const float ABSORPTION = 98.0f;                /* m, lambda_a */
-static const float VERTEX_RANGE = 450.0f;             /* m */
-static const double NOISE_PER_NS = 500e-9;            /* of one sensor */
-static const float MERGE_NS = 15.0f;                  /* hits closer than this are one pulse */
-static const float COINCIDENCE_NS = 1000.0f;          /* between pulses ... */
+static const float LIGHT_SPEED = 0.2998f;    /* m/ns */
+static const float INDEX = 1.32f;            /* of refraction */
+static const float CHERENKOV = 0.710349f;    /* rad: 40.7 degrees */
+static const float SCATTERING = 33.3f;       /* m, Pandel's lambda */
+static const float SCATTERING_TIME = 557.0f; /* ns, Pandel's tau */
+static const float ABSORPTION = 98.0f;       /* m, lambda_a */
+static const float VERTEX_RANGE = 450.0f;    /* m */
+static const double NOISE_PER_NS = 500e-9;   /* of one sensor */
+static const float MERGE_NS = 15.0f;         /* hits closer than this are one pulse */
+static const float COINCIDENCE_NS = 1000.0f; /* between pulses ... */
+enum { MAX_ATTEMPTS = 10000 };
 enum { COINCIDENCE_SENSORS = 2, TRIGGER_PULSES = 8 }; /* ... and places on the string */
 
 struct IceSim {
@@ -309,7 +310,9 @@ void ice_sim_event(const IceSim *sim, uint64_t number, IceSimWork *work, IceEven
           ICE_SIM_MAX_PULSES);
     /* The key's step holds 32 bits of the number, the rest chooses the place in the stream. */
     RngStream rng = {{sim->seed, (uint32_t)number, RNG_GAME}, (number >> 32) << 32};
-    for (;;) {
+    for (int attempt = 0;; attempt++) {
+        CHECK(attempt < MAX_ATTEMPTS, "none of %d events triggers with these sensor positions",
+              attempt);
         Source o = draw_source(&rng);
         expect_light(sim, &o, work->mean);
         int n = draw_photons(sim, &o, &rng, work);

@@ -36,8 +36,8 @@
 #include "llmc_like/philox.h"
 
 /* No event has more (a brighter one would be drawn again; the brightest possible cascade, in the
- * densest place, makes about half of it). */
-enum { ICE_SIM_MAX_PULSES = 32768 };
+ * densest place, is expected to make about half of it). */
+enum { ICE_SIM_MAX_PULSES = 16384 };
 
 #define ICE_FIRST_PHOTON_NS 10000.0f
 #define ICE_WINDOW_START_NS 6000.0f
@@ -60,7 +60,7 @@ typedef struct IceEvent {
 /* The seed and the sensors' positions: constant after ice_sim_new, so threads share one. */
 typedef struct IceSim IceSim;
 
-/* Scratch for one event at a time (1 MiB), one a thread. */
+/* Scratch for one event at a time (0.5 MiB), one a thread. */
 typedef struct IceSimWork IceSimWork;
 
 /* xyz (5160, 3) in m, copied; NULL: ice_geometry_builtin. Abort without memory. ..._free takes
@@ -73,7 +73,8 @@ void ice_sim_work_free(IceSimWork *work);
 /* The positions (5160, 3) in m that the simulator uses; owned by it. */
 const float *ice_sim_positions(const IceSim *sim);
 
-/* Event `number` of the endless data set. e->capacity >= ICE_SIM_MAX_PULSES, or it is a bug. */
+/* Event `number` of the endless data set. A capacity below ICE_SIM_MAX_PULSES is a bug, and so are
+ * positions with which nothing triggers in 10,000 attempts. */
 void ice_sim_event(const IceSim *sim, uint64_t number, IceSimWork *work, IceEvent *e);
 
 /* A photon's delay past its unscattered arrival, ns: gamma distributed with shape d_eff / 33.3 m
