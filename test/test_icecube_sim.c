@@ -79,6 +79,7 @@ static double gamma_cdf(double a, double x) {
 
 typedef struct Expected {
     double mean, arrival, shape; /* pe; ns since the vertex; of the delay */
+    int side; /* bit 0: light goes up; bit 1: backwards, at over 90 degrees to v */
 } Expected;
 
 /* Step by step as one would on paper: where the light starts, which way it goes. */
@@ -103,7 +104,8 @@ static Expected expect(const IceEvent *e, const float *sensor) {
     double w = exp(-fabs(acos(cos_psi) - theta) / 0.5) + 0.15;
     return (Expected){.mean = e->track ? 3 * dim : 300 * w * dim / d_eff,
                       .arrival = e->track ? (along + d * tan(theta)) / C : d * 1.32 / C,
-                      .shape = d_eff / 33.3};
+                      .shape = d_eff / 33.3,
+                      .side = (cos_eta > 0) + 2 * (cos_psi < 0)};
 }
 
 /* expect() for all sensors; returns the sum of the means. From 60 pe on, triggering is certain. */
@@ -256,8 +258,9 @@ enum { BINS = 5 };
 static const double EDGE[BINS + 1] = {-3000, 0, 750, 1500, 2500, 4000}; /* ns past the arrival */
 
 typedef struct Residuals {
-    double got[BINS], expected[BINS];   /* pulses on dim sensors by time past the arrival */
-    double hit, expected_hit, variance; /* sensors with a pulse at all */
+    double got[BINS], expected[BINS]; /* pulses on dim sensors by time past the arrival */
+    double hit[4], expected_hit[4], variance[4]; /* sensors with a pulse at all, by side */
+    double charge, expected_charge;              /* of all pulses */
 } Residuals;
 
 static bool is_dim(const IceEvent *e, const Expected *x) {
@@ -271,8 +274,9 @@ static void add_event(const IceEvent *e, const Expected *x, Residuals *r) {
     memset(hit, 0, sizeof hit);
     for (int i = 0; i < e->n; i++) {
         int s = e->sensor[i];
-        r->hit += !hit[s];
+        r->hit[x[s].side] += !hit[s];
         hit[s] = 1;
+        r->charge += (double)e->charge[i];
         double late = (double)e->time[i] - (double)e->vertex_time - x[s].arrival;
         if (is_dim(e, &x[s]))
             for (int k = 0; k < BINS; k++) r->got[k] += late >= EDGE[k] && late < EDGE[k + 1];
@@ -280,9 +284,10 @@ static void add_event(const IceEvent *e, const Expected *x, Residuals *r) {
     for (int s = 0; s < ICE_SENSORS; s++) {
         double arrival = (double)e->vertex_time + x[s].arrival;
         double seen = gamma_cdf(x[s].shape, (21000 - arrival) * DELAY_RATE);
-        double p = 1 - exp(-x[s].mean * seen - NOISE * 15000);
-        r->expected_hit += p;
-        r->variance += p * (1 - p);
+        double hits = x[s].mean * seen + NOISE * 15000, p = 1 - exp(-hits);
+        r->expected_charge += hits;
+        r->expected_hit[x[s].side] += p;
+        r->variance[x[s].side] += p * (1 - p);
         if (!is_dim(e, &x[s])) continue;
         for (int k = 0; k < BINS; k++)
             r->expected[k] += NOISE * (EDGE[k + 1] - EDGE[k]) +
@@ -291,14 +296,15 @@ static void add_event(const IceEvent *e, const Expected *x, Residuals *r) {
     }
 }
 
-/* Numbers and times of photons, of tracks and of cascades: sensors hit, and, where light is so dim
- * that pulses do not merge, pulses by their time past the unscattered arrival. Half a per cent is
- * for merging and the float32 of the simulator. */
+/* Numbers and times of photons, of tracks and of cascades: sensors hit above and below, before and
+ * behind; all charge; and, where light is so dim that pulses do not merge, pulses by their time
+ * past the unscattered arrival. Half a per cent is for merging and the float32 of the simulator. */
 static void light_comes_as_the_formulas_say(void **state) {
     Bench *b = *state;
     static Expected x[ICE_SENSORS];
-    Residuals r[2] = {{{0}, {0}, 0, 0, 0}, {{0}, {0}, 0, 0, 0}};
-    for (uint64_t number = 1000; number < 1600; number++) {
+    static Residuals r[2];
+    memset(r, 0, sizeof r);
+    for (uint64_t number = 1000; number < 1900; number++) {
         ice_sim_event(b->sim, number, b->work, &b->e);
         if (expect_all(b, x) >= BRIGHT) add_event(&b->e, x, &r[b->e.track]);
     }
@@ -309,9 +315,14 @@ static void light_comes_as_the_formulas_say(void **state) {
             assert_true(n > 50);
             assert_near(name, r[kind].got[k], n, sqrt(n) + 0.005 / SIGMAS * n);
         }
-        double n = r[kind].expected_hit;
-        assert_true(n > 4000);
-        assert_near("sensors hit", r[kind].hit, n, sqrt(r[kind].variance) + 0.005 / SIGMAS * n);
+        for (int side = 0; side < 4; side++) {
+            double n = r[kind].expected_hit[side];
+            assert_true(n > 500);
+            assert_near("sensors hit", r[kind].hit[side], n,
+                        sqrt(r[kind].variance[side]) + 0.005 / SIGMAS * n);
+        }
+        double n = r[kind].expected_charge; /* each hit 1 +- 0.3 */
+        assert_near("charge", r[kind].charge, n, sqrt(1.09 * n) + 0.005 / SIGMAS * n);
     }
 }
 
