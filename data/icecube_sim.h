@@ -36,7 +36,7 @@
 #include "llmc_like/philox.h"
 
 /* No event has more (a brighter one would be drawn again; the brightest possible cascade, in the
- * densest place, is expected to make about half of it). */
+ * densest place, expects at most half of it). */
 enum { ICE_SIM_MAX_PULSES = 16384 };
 
 #define ICE_FIRST_PHOTON_NS 10000.0f
