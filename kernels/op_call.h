@@ -2,7 +2,9 @@
  * shapes (ops.c, ops_event.c) and nobody else; kernels/ops.h is the contract.
  *
  * An op fills in an OpCall (op, in, n_in, n_out, attr), checks its inputs with NEED and need_dtype,
- * makes its outputs with output*, and calls run. */
+ * makes its outputs with output*, and calls run. Whatever is wrong here is a bug in the model that
+ * calls, so all of it aborts with a sentence (CHECK) and nothing returns an error. Outputs live in
+ * the context's activations until the next step; in a dry context they have no data. */
 #ifndef KERNELS_OP_CALL_H
 #define KERNELS_OP_CALL_H
 
@@ -15,6 +17,7 @@ static inline Tensor *output(Ctx *c, const OpCall *o, int ndim, const int64_t *s
     return ctx_tensor(c, op_name(o->op), c->dtype, ndim, shape);
 }
 
+/* Likewise with the shape of t; t keeps its data. */
 static inline Tensor *output_like(Ctx *c, const OpCall *o, const Tensor *t) {
     return output(c, o, t->ndim, t->shape);
 }
