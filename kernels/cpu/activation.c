@@ -4,10 +4,6 @@
 #include "kernels/cpu/cpu.h"
 #include "llmc_like/philox.h"
 
-#define DO_PRAGMA(text) _Pragma(#text)
-#define EACH(n) \
-    DO_PRAGMA(omp parallel for simd num_threads(c->n_threads) if (parallel : (n) >= PARALLEL_FROM))
-
 /* Phi(-|x|), given e = exp(-x^2 / 2): the error function's rational approximation 7.1.26 of
  * Abramowitz and Stegun, which is off by at most 1.5e-7 and shares its e with the density. */
 static inline float lower_tail(float x, float e) {

@@ -14,7 +14,6 @@ static Segments segments_of(const OpCall *o) {
                       tensor_numel(o->in[0]) >= PARALLEL_FROM};
 }
 
-#define DO_PRAGMA(text) _Pragma(#text)
 #define EACH_SEGMENT(s) \
     DO_PRAGMA(omp parallel for num_threads(c->n_threads) schedule(dynamic, 16) if ((s).large))
 
