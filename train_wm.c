@@ -297,7 +297,7 @@ static int open_run(Program *p, Err *e) {
         p->actions = NULL;
         return -1;
     }
-    if (frames_open(&p->data, &data, e)) return -1;
+    if (!s->sample && frames_open(&p->data, &data, e)) return -1; /* a dream needs no data */
     memcpy(p->background, p->data.background, 3);
     if (mask_init(&p->mask, s->mask, s->score, wm_tokens(g), wm_tokens_per_frame(g), s->batch,
                   g->n_heads, e))

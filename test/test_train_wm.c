@@ -381,7 +381,7 @@ static void recordings(void **state) {
     scratch_path(state, "pictures/actions.csv", path);
     assert_int_equal(scratch_write(path, csv, strlen(csv)), 0);
     char *out = cli_good(cli_run(state, CLI_SMALL, "--data", "@arrays", "--eval-every", "4",
-                                 "--out", "@from_arrays"));
+                                 "--save-every", "4", "--out", "@from_arrays"));
     assert_says(out, "20 frames of 24x24, 4 clips of 3 to train on, 1 held out");
     assert_says(out, "background 6,24,24");
     assert_says(out, "held-out loss");
@@ -391,6 +391,14 @@ static void recordings(void **state) {
     assert_says(out, "20 pictures of 24x24");
     free(out);
     assert_true(loss_difference(state, "from_arrays", "from_pictures") == 0);
+
+    /* A dream needs the recording no more. */
+    char moved[SCRATCH_PATH];
+    scratch_path(state, "moved", moved);
+    assert_int_equal(rename(scratch_path(state, "arrays", path), moved), 0);
+    free(cli_good(cli_run(state, "--sample", "@from_arrays/checkpoints/last.safetensors",
+                          "--actions", "up*2", "--out", "@dreamt", "--threads", "2")));
+    assert_int_equal(picture_frames(state, "dreamt/sample.apng"), 2);
 }
 
 /* It learns: within thirty steps the loss is well below where it began. */
