@@ -1,82 +1,9 @@
-#include "kernels/ops.h"
-
-#include <stdlib.h>
+#include "kernels/op_call.h"
 
 #define OP_NAME(NAME, name) [OP_##NAME] = #name,
 static const char *const names[OP_COUNT] = {OP_LIST(OP_NAME)};
 
 const char *op_name(int op) { return names[op]; }
-
-/* ---- the one way every op goes: check, allocate, compute, record ---- */
-
-static Tensor *output(Ctx *c, const OpCall *o, int ndim, const int64_t *shape) {
-    return ctx_tensor(c, names[o->op], c->dtype, ndim, shape);
-}
-
-static Tensor *output_like(Ctx *c, const OpCall *o, const Tensor *t) {
-    return output(c, o, t->ndim, t->shape);
-}
-
-static bool overlap(const Tensor *a, const Tensor *b) {
-    const char *p = a->data, *q = b->data;
-    return p && q && p < q + tensor_bytes(b) && q < p + tensor_bytes(a);
-}
-
-static void run(Ctx *c, OpCall *o) {
-    bool grad = false;
-    for (int i = 0; i < o->n_in; i++) {
-        if (!o->in[i]) continue;
-        grad |= o->in[i]->needs_grad;
-        for (int j = 0; j < o->n_out; j++)
-            CHECK(!overlap(o->in[i], o->out[j]), "%s: input %s overlaps the output", names[o->op],
-                  o->in[i]->name);
-        for (int j = 0; j < i; j++)
-            CHECK(o->in[i] != o->in[j] || !o->in[i]->needs_grad, "%s: %s is given twice",
-                  names[o->op], o->in[i]->name);
-    }
-    const OpKernel *k = &c->dev->ops[o->op];
-    CHECK(k->forward, "%s has no op %s", c->dev->name, names[o->op]);
-    double t0 = now_s();
-    if (!c->dry) k->forward(c, o);
-    OpProfile *p = &c->profile[o->op];
-    p->calls++;
-    p->forward_s += now_s() - t0;
-    p->forward_flops += op_flops(o, false);
-    p->forward_bytes += op_bytes(o, false);
-    if (!c->recording || !grad || !k->backward) return;
-    for (int j = 0; j < o->n_out; j++) o->out[j]->needs_grad = true;
-    Tape *t = &c->tape;
-    if (t->n == t->cap) {
-        t->cap = t->cap ? 2 * t->cap : 256;
-        t->call = realloc(t->call, (size_t)t->cap * sizeof *t->call);
-        CHECK(t->call, "no memory for a tape of %d calls", t->cap);
-    }
-    t->call[t->n++] = *o;
-}
-
-#define NEED(o, cond, t)                                                                           \
-    do {                                                                                           \
-        char text_[SHAPE_TEXT];                                                                    \
-        CHECK(cond, "%s: %s has shape %s", names[(o).op], (t)->name, tensor_shape_text(t, text_)); \
-    } while (0)
-
-static void need_dtype(const OpCall *o, DType want) {
-    for (int i = 0; i < o->n_in; i++)
-        CHECK(!o->in[i] || o->in[i]->dtype == want, "%s: %s is %s, not %s", names[o->op],
-              o->in[i]->name, dtype_name(o->in[i]->dtype), dtype_name(want));
-}
-
-static bool is_vector(const Tensor *t, int64_t n) {
-    return !t || (t->ndim == 1 && t->shape[0] == n);
-}
-
-/* x's shape with another last dimension */
-static Tensor *output_cols(Ctx *c, const OpCall *o, const Tensor *x, int64_t cols) {
-    int64_t shape[TENSOR_MAX_DIMS];
-    for (int i = 0; i < x->ndim; i++) shape[i] = x->shape[i];
-    shape[x->ndim - 1] = cols;
-    return output(c, o, x->ndim, shape);
-}
 
 /* ---- layers ---- */
 

@@ -10,9 +10,9 @@
  * c->dtype, accumulation is at least float32, losses and their sums are double. No input may
  * overlap an output. An op may not be given the same tensor twice where both want a gradient.
  *
- * A new op: one row in OP_LIST, its prototype here, its shapes in ops.c, forward and backward in
- * kernels/cpu/NAME.c and the plain ones in kernels/plain/NAME.c. The tests and the self-test take
- * it from the list. */
+ * A new op: one row in OP_LIST, its prototype here, its shapes in ops.c or ops_event.c, forward and
+ * backward in kernels/cpu/NAME.c and the plain ones in kernels/plain/NAME.c. The tests and the
+ * self-test take it from the list. */
 #ifndef KERNELS_OPS_H
 #define KERNELS_OPS_H
 
@@ -36,7 +36,19 @@
     X(ATTENTION, attention)               \
     X(GATE_ADD, gate_add)                 \
     X(GEGLU, geglu)                       \
-    X(MSE_LOSS, mse_loss)
+    X(MSE_LOSS, mse_loss)                 \
+    X(LAYERNORM, layernorm)               \
+    X(GELU, gelu)                         \
+    X(RELU, relu)                         \
+    X(DROPOUT, dropout)                   \
+    X(SPLIT_HEADS, split_heads)           \
+    X(SEGMENT_MEAN, segment_mean)         \
+    X(SEGMENT_MAX, segment_max)           \
+    X(SEGMENT_FIRST, segment_first)       \
+    X(SEGMENT_PREPEND, segment_prepend)   \
+    X(CONCAT, concat)                     \
+    X(UNIT_VECTOR, unit_vector)           \
+    X(ANGLE_LOSS, angle_loss)
 #define OPS_WITHOUT_BACKWARD(X)               \
     X(TIMESTEP_EMBEDDING, timestep_embedding) \
     X(FLOW_NOISE, flow_noise)                 \
@@ -62,6 +74,10 @@ typedef struct Linear {
 typedef struct Conv2d {
     Tensor *weight, *bias; /* (O, I, k, k), (O) */
 } Conv2d;
+
+typedef struct LayerNorm {
+    Tensor *weight, *bias; /* (C), (C) */
+} LayerNorm;
 
 typedef struct GroupNorm {
     Tensor *weight, *bias; /* (C), (C) */
@@ -165,5 +181,57 @@ void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n);
 /* mean((x - target)^2), summed in double in an order that does not depend on the threads -> float64
  * (1). */
 Tensor *op_mse_loss(Ctx *c, Tensor *x, Tensor *target);
+
+/* ---- models of events: rows without padding, cut into segments ----
+ *
+ * N rows (pulses) in M segments (DOMs, or events of DOMs): offsets int32 (M + 1), segment m has
+ * rows offsets[m] .. offsets[m+1] - 1; offsets[0] = 0, offsets[M] = N, and no segment is empty. x
+ * is (N, C) or (1, N, C), and the output has as many dimensions. Class rows: op_segment_prepend
+ * before attention, op_segment_first after it. */
+
+/* Per row: (x - mean) / sqrt(var + 1e-5) * weight + bias, the variance biased. (..., C) -> same.
+ * torch.nn.functional.layer_norm. attr: eps. saved: mean, rstd (rows). */
+Tensor *op_layernorm(Ctx *c, Tensor *x, const LayerNorm *w);
+
+/* x Phi(x), Phi the normal distribution (1 + erf(x / sqrt 2)) / 2; any shape. In float32 to 1e-6 of
+ * the formula, absolute for |x| < 1 and relative to |x| beyond.
+ * torch.nn.functional.gelu(approximate='none'). */
+Tensor *op_gelu(Ctx *c, Tensor *x);
+
+/* max(x, 0), any shape; the slope at 0 is 0. */
+Tensor *op_relu(Ctx *c, Tensor *x);
+
+/* Each element is zero with probability p, else x / (1 - p): (...) -> same. Element i is dropped
+ * where number (layer << 40) + i of the stream (c->seed, step, RNG_DROPOUT) is below p 2^32, so
+ * calls of one step must have different layers (0 .. 2^24 - 1). 0 <= p < 1; where p is 0 or the
+ * context is not recording, x itself is returned. attr: p, seed, step, layer. */
+Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer);
+
+/* Splits packed projections with no norm and no rotation: qkv (B, T, 3 C) as q, k, v each (H, D) ->
+ * three (B, T, H, D). attr: heads. */
+Qkv op_split_heads(Ctx *c, Tensor *qkv, int n_heads);
+
+/* The mean, the largest per column (the first one of equals gets the gradient), or the first of
+ * each segment's rows: x (N, C), offsets (M + 1) -> (M, C). saved by max: int32 (M, C), the row
+ * that each number came from. */
+Tensor *op_segment_mean(Ctx *c, Tensor *x, Tensor *offsets);
+Tensor *op_segment_max(Ctx *c, Tensor *x, Tensor *offsets);
+Tensor *op_segment_first(Ctx *c, Tensor *x, Tensor *offsets);
+
+/* The same row, `token` (C), before each segment: x (N, C) -> (N + M, C). Segment m then starts at
+ * offsets[m] + m. */
+Tensor *op_segment_prepend(Ctx *c, Tensor *x, Tensor *offsets, Tensor *token);
+
+/* Columns side by side: a (..., C), b (..., K) -> (..., C + K), equal leading dimensions. */
+Tensor *op_concat(Ctx *c, Tensor *a, Tensor *b);
+
+/* x / (|x| + 1e-8) per row, |x| the Euclidean norm: (..., C) -> same. A row of zeros gives zeros,
+ * and the norm's slope there counts as 0, as torch's does. attr: eps. */
+Tensor *op_unit_vector(Ctx *c, Tensor *x);
+
+/* The mean over rows of the angle arccos(x . target) in radians, for rows of length one: x, target
+ * (..., C) -> float64 (1). The dot product is cut to +-(1 - 1e-4) first, and has slope 0 where it
+ * was cut (torch.clamp); all in double. */
+Tensor *op_angle_loss(Ctx *c, Tensor *x, Tensor *target);
 
 #endif

@@ -11,6 +11,7 @@ typedef enum {
     FIXED,   /* likewise, wants none */
     UNIFORM, /* float32 whatever the context's dtype, in (0, 1), wants none */
     IDS,     /* int32 in 0 .. Case.a - 1, wants none */
+    OFFSETS, /* int32: rows 0 .. Case.a cut into segments of odd lengths, the last one long */
     BUFFER   /* like FIXED, and the op writes into it */
 } Kind;
 
@@ -131,6 +132,68 @@ static void call_copy(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     op_cache_rewind(c, in[0], k->a, k->b);
 }
 
+static void call_layernorm(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_layernorm(c, in[0], &(LayerNorm){in[1], in[2]});
+}
+
+static void call_gelu(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_gelu(c, in[0]);
+}
+
+static void call_relu(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_relu(c, in[0]);
+}
+
+static void call_dropout(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_dropout(c, in[0], 0.3f, (uint32_t)k->a, (uint32_t)k->b); /* a: step, b: layer */
+}
+
+static void call_split_heads(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    Qkv y = op_split_heads(c, in[0], k->a); /* a: heads */
+    out[0] = y.q;
+    out[1] = y.k;
+    out[2] = y.v;
+}
+
+/* The segments' a: rows. */
+static void call_segment_mean(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_segment_mean(c, in[0], in[1]);
+}
+
+static void call_segment_max(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_segment_max(c, in[0], in[1]);
+}
+
+static void call_segment_first(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_segment_first(c, in[0], in[1]);
+}
+
+static void call_segment_prepend(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_segment_prepend(c, in[0], in[1], in[2]);
+}
+
+static void call_concat(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_concat(c, in[0], in[1]);
+}
+
+static void call_unit_vector(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_unit_vector(c, in[0]);
+}
+
+static void call_angle_loss(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_angle_loss(c, in[0], in[1]);
+}
+
 #define R(...)                \
     {                         \
         REAL, { __VA_ARGS__ } \
@@ -146,6 +209,10 @@ static void call_copy(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
 #define I(...)               \
     {                        \
         IDS, { __VA_ARGS__ } \
+    }
+#define O(...)                   \
+    {                            \
+        OFFSETS, { __VA_ARGS__ } \
     }
 #define W(...)                  \
     {                           \
@@ -211,6 +278,40 @@ static const Case cases[] = {
     {OP_MSE_LOSS, call_mse_loss, {R(7, 1999), X(7, 1999)}, 0, 0},
     {OP_COPY, call_copy, {W(9, 5), X(1, 3, 5)}, 4, 2},
     {OP_COPY, call_copy, {W(25, 7), X(1, 4, 7)}, 13, 8},
+    {OP_LAYERNORM, call_layernorm, {R(1, 2), R(2), R(2)}, 0, 0},
+    {OP_LAYERNORM, call_layernorm, {R(3, 5, 17), R(17), R(17)}, 0, 0},
+    {OP_LAYERNORM, call_layernorm, {R(1, 131, 130), R(130), R(130)}, 0, 0},
+    {OP_GELU, call_gelu, {R(1)}, 0, 0},
+    {OP_GELU, call_gelu, {R(3, 5, 7)}, 0, 0},
+    {OP_GELU, call_gelu, {R(3, 3001)}, 0, 0},
+    {OP_RELU, call_relu, {R(1)}, 0, 0},
+    {OP_RELU, call_relu, {R(3, 5, 7)}, 0, 0},
+    {OP_RELU, call_relu, {R(3, 3001)}, 0, 0},
+    {OP_DROPOUT, call_dropout, {R(1)}, 3, 0},
+    {OP_DROPOUT, call_dropout, {R(3, 5, 7)}, 0, 1},
+    {OP_DROPOUT, call_dropout, {R(3, 3001)}, 1000, 77},
+    {OP_SPLIT_HEADS, call_split_heads, {R(1, 1, 3)}, 1, 0},
+    {OP_SPLIT_HEADS, call_split_heads, {R(2, 7, 90)}, 3, 0},
+    {OP_SPLIT_HEADS, call_split_heads, {R(1, 131, 192)}, 4, 0},
+    {OP_SEGMENT_MEAN, call_segment_mean, {R(1, 1), O(2)}, 1, 0},
+    {OP_SEGMENT_MEAN, call_segment_mean, {R(1, 37, 5), O(8)}, 37, 0},
+    {OP_SEGMENT_MEAN, call_segment_mean, {R(401, 33), O(71)}, 401, 0},
+    {OP_SEGMENT_MAX, call_segment_max, {R(1, 1), O(2)}, 1, 0},
+    {OP_SEGMENT_MAX, call_segment_max, {R(1, 37, 5), O(8)}, 37, 0},
+    {OP_SEGMENT_MAX, call_segment_max, {R(401, 33), O(71)}, 401, 0},
+    {OP_SEGMENT_FIRST, call_segment_first, {R(1, 1), O(2)}, 1, 0},
+    {OP_SEGMENT_FIRST, call_segment_first, {R(1, 37, 5), O(8)}, 37, 0},
+    {OP_SEGMENT_FIRST, call_segment_first, {R(401, 33), O(71)}, 401, 0},
+    {OP_SEGMENT_PREPEND, call_segment_prepend, {R(1, 1), O(2), R(1)}, 1, 0},
+    {OP_SEGMENT_PREPEND, call_segment_prepend, {R(1, 37, 5), O(8), R(5)}, 37, 0},
+    {OP_SEGMENT_PREPEND, call_segment_prepend, {R(401, 33), O(71), R(33)}, 401, 0},
+    {OP_CONCAT, call_concat, {R(1, 1), R(1, 1)}, 0, 0},
+    {OP_CONCAT, call_concat, {R(2, 3, 7), R(2, 3, 5)}, 0, 0},
+    {OP_CONCAT, call_concat, {R(131, 70), R(131, 33)}, 0, 0},
+    {OP_UNIT_VECTOR, call_unit_vector, {R(1, 3)}, 0, 0},
+    {OP_UNIT_VECTOR, call_unit_vector, {R(2, 11, 3)}, 0, 0},
+    {OP_ANGLE_LOSS, call_angle_loss, {R(7, 3), R(7, 3)}, 0, 0},
+    {OP_ANGLE_LOSS, call_angle_loss, {R(5, 11, 3), X(5, 11, 3)}, 0, 0},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
@@ -218,6 +319,7 @@ enum { N_CASES = sizeof cases / sizeof *cases };
 #undef X
 #undef U
 #undef I
+#undef O
 #undef W
 #undef NONE
 

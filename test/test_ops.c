@@ -110,9 +110,20 @@ static void draw(void *data, DType t, int64_t n, int case_no, int what, bool uni
     free(v);
 }
 
+/* Offsets of M segments: each but the last has 1 to 7 of the rows, as far as they go. */
+static void cut(int32_t *at, int64_t M, int32_t rows, RngKey key) {
+    at[0] = 0;
+    for (int64_t m = 0; m < M; m++) {
+        const int32_t spare = rows - at[m] - (int32_t)(M - m); /* with one row for each to come */
+        const int32_t extra = (int32_t)(rng_bits(key, (uint64_t)m) % 7);
+        at[m + 1] = m == M - 1 ? rows : at[m] + 1 + (extra < spare ? extra : spare);
+    }
+}
+
 static Tensor make_input(const Case *k, int case_no, int i, const Run *run) {
     const Kind kind = k->in[i].kind;
-    Tensor t = {.dtype = kind == UNIFORM ? DT_F32 : kind == IDS ? DT_I32 : run->dtype};
+    const bool integers = kind == IDS || kind == OFFSETS;
+    Tensor t = {.dtype = kind == UNIFORM ? DT_F32 : integers ? DT_I32 : run->dtype};
     while (t.ndim < TENSOR_MAX_DIMS && k->in[i].shape[t.ndim]) {
         t.shape[t.ndim] = k->in[i].shape[t.ndim];
         t.ndim++;
@@ -124,6 +135,8 @@ static Tensor make_input(const Case *k, int case_no, int i, const Run *run) {
     const RngKey key = {7, (uint32_t)case_no, RNG_TEST};
     if (kind == IDS)
         for (int64_t j = 0; j < n; j++) set(t.data, DT_I32, j, rng_bits(key, (uint64_t)j) % k->a);
+    else if (kind == OFFSETS)
+        cut(t.data, n - 1, k->a, key);
     else
         draw(t.data, t.dtype, n, case_no, i, kind == UNIFORM);
     if (run->nan_in == i) set(t.data, t.dtype, n / 2, NAN);

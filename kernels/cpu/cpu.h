@@ -93,6 +93,11 @@ static inline float exp_cut(float x) {
 /* Below this many elements a parallel region costs more than it gains. */
 enum { PARALLEL_FROM = 8192 };
 
+/* Before a loop over n elements i: threads and vectors. */
+#define DO_PRAGMA(text) _Pragma(#text)
+#define EACH(n) \
+    DO_PRAGMA(omp parallel for simd num_threads(c->n_threads) if (parallel : (n) >= PARALLEL_FROM))
+
 /* A backward's store. `add` is the same for the whole loop, and the compiler makes two loops of it;
  * where the body is long it does not, nor does it vectorise then: there the source has two. */
 static inline void put(float *dst, float value, bool add) { *dst = add ? *dst + value : value; }

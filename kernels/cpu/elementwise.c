@@ -1,11 +1,6 @@
 /* Ops that look at one element at a time: bound by memory, so each reads and writes once. */
 #include "kernels/cpu/cpu.h"
 
-/* Before a loop over n elements i: threads and vectors. */
-#define DO_PRAGMA(text) _Pragma(#text)
-#define EACH(n) \
-    DO_PRAGMA(omp parallel for simd num_threads(c->n_threads) if (parallel : (n) >= PARALLEL_FROM))
-
 /* d/dx of x sigmoid(x) */
 static inline float silu_slope(float x) {
     const float s = sigmoid(x);

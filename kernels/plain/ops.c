@@ -1,19 +1,26 @@
-/* The plain ops for both types: the text of real_ops.h twice, and for each op a function that takes
- * the one the context's dtype asks for. */
+/* The plain ops for both types: the text of real_ops.h and real_event.h twice, and for each op a
+ * function that takes the one the context's dtype asks for. */
 #include <math.h>
 #include <string.h>
 
 #include "kernels/plain/plain.h"
+#include "llmc_like/philox.h"
 
 #define REAL float
 #define FN(name) name##_f32
 #include "kernels/plain/real_ops.h"
+
+/* after real_ops.h, whose grad() it uses */
+#include "kernels/plain/real_event.h"
 #undef REAL
 #undef FN
 
 #define REAL double
 #define FN(name) name##_f64
 #include "kernels/plain/real_ops.h"
+
+/* after real_ops.h, whose grad() it uses */
+#include "kernels/plain/real_event.h"
 #undef REAL
 #undef FN
 
@@ -38,6 +45,18 @@ CHOOSE_BOTH(qkv_rope)
 CHOOSE_BOTH(gate_add)
 CHOOSE_BOTH(geglu)
 CHOOSE_BOTH(mse_loss)
+CHOOSE_BOTH(layernorm)
+CHOOSE_BOTH(gelu)
+CHOOSE_BOTH(relu)
+CHOOSE_BOTH(dropout)
+CHOOSE_BOTH(split_heads)
+CHOOSE_BOTH(segment_mean)
+CHOOSE_BOTH(segment_max)
+CHOOSE_BOTH(segment_first)
+CHOOSE_BOTH(segment_prepend)
+CHOOSE_BOTH(concat)
+CHOOSE_BOTH(unit_vector)
+CHOOSE_BOTH(angle_loss)
 CHOOSE(timestep_embedding_forward)
 CHOOSE(flow_noise_forward)
 

@@ -1,0 +1,140 @@
+/* The ops that models of events add: rows without padding in segments, layer normalisation, GELU,
+ * ReLU, dropout, and the angle between directions. */
+#include "kernels/op_call.h"
+
+Tensor *op_layernorm(Ctx *c, Tensor *x, const LayerNorm *w) {
+    OpCall o = {.op = OP_LAYERNORM, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
+    o.attr.eps = 1e-5f;
+    need_dtype(&o, c->dtype);
+    NEED(o, is_vector(w->weight, tensor_cols(x)), w->weight);
+    NEED(o, is_vector(w->bias, tensor_cols(x)), w->bias);
+    o.saved[0] = output(c, &o, 1, (int64_t[]){tensor_rows(x)});
+    o.saved[1] = output(c, &o, 1, (int64_t[]){tensor_rows(x)});
+    o.out[0] = output_like(c, &o, x);
+    run(c, &o);
+    return o.out[0];
+}
+
+static Tensor *map(Ctx *c, OpCall *o) {
+    need_dtype(o, c->dtype);
+    o->out[0] = output_like(c, o, o->in[0]);
+    run(c, o);
+    return o->out[0];
+}
+
+Tensor *op_gelu(Ctx *c, Tensor *x) {
+    return map(c, &(OpCall){.op = OP_GELU, .in = {x}, .n_in = 1, .n_out = 1});
+}
+
+Tensor *op_relu(Ctx *c, Tensor *x) {
+    return map(c, &(OpCall){.op = OP_RELU, .in = {x}, .n_in = 1, .n_out = 1});
+}
+
+Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer) {
+    CHECK(p >= 0 && p < 1, "dropout: the probability is %g", (double)p);
+    CHECK(layer < 1u << 24 && tensor_numel(x) <= (int64_t)1 << 40,
+          "dropout: layer %u, %lld numbers", layer, (long long)tensor_numel(x));
+    if (p == 0 || !c->recording) return x;
+    OpCall o = {.op = OP_DROPOUT, .in = {x}, .n_in = 1, .n_out = 1};
+    o.attr.p = p;
+    o.attr.seed = c->seed;
+    o.attr.step = step;
+    o.attr.layer = layer;
+    return map(c, &o);
+}
+
+Tensor *op_unit_vector(Ctx *c, Tensor *x) {
+    OpCall o = {.op = OP_UNIT_VECTOR, .in = {x}, .n_in = 1, .n_out = 1, .attr.eps = 1e-8f};
+    return map(c, &o);
+}
+
+Qkv op_split_heads(Ctx *c, Tensor *qkv, int n_heads) {
+    OpCall o = {.op = OP_SPLIT_HEADS, .in = {qkv}, .n_in = 1, .n_out = 3, .attr.heads = n_heads};
+    need_dtype(&o, c->dtype);
+    NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0, qkv);
+    const int64_t H = n_heads, D = qkv->shape[2] / (3 * H);
+    for (int j = 0; j < 3; j++)
+        o.out[j] = output(c, &o, 4, (int64_t[]){qkv->shape[0], qkv->shape[1], H, D});
+    run(c, &o);
+    return (Qkv){o.out[0], o.out[1], o.out[2]};
+}
+
+Tensor *op_concat(Ctx *c, Tensor *a, Tensor *b) {
+    OpCall o = {.op = OP_CONCAT, .in = {a, b}, .n_in = 2, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, a->ndim == b->ndim, b);
+    for (int i = 0; i < a->ndim - 1; i++) NEED(o, a->shape[i] == b->shape[i], b);
+    o.out[0] = output_cols(c, &o, a, tensor_cols(a) + tensor_cols(b));
+    run(c, &o);
+    return o.out[0];
+}
+
+/* ---- segments ---- */
+
+static void need_segments(const Ctx *c, const OpCall *o) {
+    const Tensor *x = o->in[0], *offsets = o->in[1];
+    CHECK(x->dtype == c->dtype && offsets->dtype == DT_I32, "%s: x is %s, offsets are %s",
+          op_name(o->op), dtype_name(x->dtype), dtype_name(offsets->dtype));
+    NEED(*o, x->ndim == 2 || (x->ndim == 3 && x->shape[0] == 1), x);
+    NEED(*o, offsets->ndim == 1 && offsets->shape[0] > 1, offsets);
+    if (c->dry) return;
+    const int32_t *at = offsets->data;
+    const int64_t M = offsets->shape[0] - 1;
+    CHECK(at[0] == 0 && at[M] == tensor_rows(x),
+          "%s: offsets go from %d to %d, rows from 0 to %lld", op_name(o->op), at[0], at[M],
+          (long long)tensor_rows(x));
+    for (int64_t m = 0; m < M; m++)
+        CHECK(at[m] < at[m + 1], "%s: segment %lld goes from row %d to %d", op_name(o->op),
+              (long long)m, at[m], at[m + 1]);
+}
+
+/* x's shape with another number of rows */
+static Tensor *output_rows(Ctx *c, const OpCall *o, const Tensor *x, int64_t rows) {
+    int64_t shape[TENSOR_MAX_DIMS];
+    for (int i = 0; i < x->ndim; i++) shape[i] = x->shape[i];
+    shape[x->ndim - 2] = rows;
+    return output(c, o, x->ndim, shape);
+}
+
+static Tensor *pool(Ctx *c, Op op, Tensor *x, Tensor *offsets) {
+    OpCall o = {.op = op, .in = {x, offsets}, .n_in = 2, .n_out = 1};
+    need_segments(c, &o);
+    const int64_t M = offsets->shape[0] - 1;
+    if (op == OP_SEGMENT_MAX)
+        o.saved[0] = ctx_tensor(c, op_name(op), DT_I32, 2, (int64_t[]){M, tensor_cols(x)});
+    o.out[0] = output_rows(c, &o, x, M);
+    run(c, &o);
+    return o.out[0];
+}
+
+Tensor *op_segment_mean(Ctx *c, Tensor *x, Tensor *offsets) {
+    return pool(c, OP_SEGMENT_MEAN, x, offsets);
+}
+
+Tensor *op_segment_max(Ctx *c, Tensor *x, Tensor *offsets) {
+    return pool(c, OP_SEGMENT_MAX, x, offsets);
+}
+
+Tensor *op_segment_first(Ctx *c, Tensor *x, Tensor *offsets) {
+    return pool(c, OP_SEGMENT_FIRST, x, offsets);
+}
+
+Tensor *op_segment_prepend(Ctx *c, Tensor *x, Tensor *offsets, Tensor *token) {
+    OpCall o = {.op = OP_SEGMENT_PREPEND, .in = {x, offsets, token}, .n_in = 3, .n_out = 1};
+    need_segments(c, &o);
+    NEED(o, token->dtype == c->dtype && is_vector(token, tensor_cols(x)), token);
+    o.out[0] = output_rows(c, &o, x, tensor_rows(x) + offsets->shape[0] - 1);
+    run(c, &o);
+    return o.out[0];
+}
+
+/* ---- the task: a direction ---- */
+
+Tensor *op_angle_loss(Ctx *c, Tensor *x, Tensor *target) {
+    OpCall o = {.op = OP_ANGLE_LOSS, .in = {x, target}, .n_in = 2, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, tensor_same_shape(x, target), target);
+    o.out[0] = ctx_tensor(c, op_name(o.op), DT_F64, 1, (int64_t[]){1});
+    run(c, &o);
+    return o.out[0];
+}

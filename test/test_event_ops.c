@@ -1,0 +1,190 @@
+/* What the general tests of ops (test_ops.c) cannot know of those for events: GELU's error over its
+ * whole range, dropout's statistics and its key, ties in a maximum, directions without length, and
+ * angles known from geometry. On every device that this processor runs. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+/* clang-format off */
+#include <cmocka.h>
+/* clang-format on */
+
+#include "kernels/device.h"
+#include "kernels/ops.h"
+
+/* Calls `check` with a fresh context of each device, the plain one among them. */
+static void for_devices(void (*check)(Ctx *c)) {
+    for (int d = 0; devices[d]; d++) {
+        if (!device_runs_here(devices[d])) continue;
+        Ctx c;
+        Err e;
+        assert_int_equal(ctx_init(&c, devices[d]->name, 2, 11, false, &e), 0);
+        check(&c);
+        ctx_free(&c);
+    }
+}
+
+static Tensor *input(Ctx *c, int ndim, const int64_t *shape, const float *data) {
+    Tensor *t = ctx_input(c, "x", DT_F32, ndim, shape, data);
+    t->needs_grad = true;
+    return t;
+}
+
+static void expect_near(const Ctx *c, const char *what, double got, double want, double allowed) {
+    if (!(fabs(got - want) <= allowed))
+        fail_msg("%s: %s is %.9g, not %.9g", c->dev->name, what, got, want);
+}
+
+static void check_gelu(Ctx *c) {
+    enum { N = 24001 };
+    static float x[N];
+    for (int i = 0; i < N; i++) x[i] = (float)(i - N / 2) * 1e-3f;
+    const float *y = tensor_f32(op_gelu(c, input(c, 1, (int64_t[]){N}, x)));
+    for (int i = 0; i < N; i++) {
+        const double v = x[i];
+        expect_near(c, "gelu", y[i], v * 0.5 * erfc(-v / sqrt(2)), 1e-6 * fmax(1, fabs(v)));
+    }
+}
+
+static void test_gelu_over_its_range(void **state) {
+    (void)state;
+    for_devices(check_gelu);
+}
+
+static int kept(const Tensor *y, int n) {
+    int count = 0;
+    for (int i = 0; i < n; i++) count += tensor_f32(y)[i] != 0;
+    return count;
+}
+
+static void check_dropout(Ctx *c) {
+    enum { N = 40003 };
+    static float x[N];
+    for (int i = 0; i < N; i++) x[i] = 1;
+    const float p = 0.1f;
+    Tensor *in = input(c, 1, (int64_t[]){N}, x), *y = op_dropout(c, in, p, 5, 2);
+    expect_near(c, "share kept", (double)kept(y, N) / N, 1 - p, 0.006); /* four sigma */
+    for (int i = 0; i < N; i++)
+        if (tensor_f32(y)[i] != 0) expect_near(c, "kept", tensor_f32(y)[i], 1 / 0.9, 1e-6);
+
+    const size_t bytes = tensor_bytes(y);
+    assert_memory_equal(y->data, op_dropout(c, in, p, 5, 2)->data, bytes);
+    assert_memory_not_equal(y->data, op_dropout(c, in, p, 6, 2)->data, bytes);
+    assert_memory_not_equal(y->data, op_dropout(c, in, p, 5, 3)->data, bytes);
+    c->seed++;
+    assert_memory_not_equal(y->data, op_dropout(c, in, p, 5, 2)->data, bytes);
+    assert_ptr_equal(op_dropout(c, in, 0, 5, 2), in);
+    c->recording = false;
+    assert_ptr_equal(op_dropout(c, in, p, 5, 2), in);
+}
+
+static void test_dropout_is_keyed_and_keeps_the_mean(void **state) {
+    (void)state;
+    for_devices(check_dropout);
+}
+
+/* Two equal largest numbers: the first has the gradient. A NaN is larger than any. */
+static void check_segment_max(Ctx *c) {
+    const float x[] = {1, 7, 7, 3, NAN, 5};
+    const int32_t offsets[] = {0, 4, 6};
+    Tensor *in = input(c, 2, (int64_t[]){6, 1}, x);
+    Tensor *at = ctx_input(c, "offsets", DT_I32, 1, (int64_t[]){3}, offsets);
+    Tensor *y = op_segment_max(c, in, at);
+    assert_true(tensor_f32(y)[0] == 7 && isnan(tensor_f32(y)[1]));
+    float dy[] = {2, 3}, dx[6] = {9, 9, 9, 9, 9, 9};
+    const float want[] = {0, 2, 0, 0, 3, 0};
+    y->grad = dy;
+    in->grad = dx;
+    c->dev->ops[OP_SEGMENT_MAX].backward(c, &c->tape.call[0]);
+    for (int i = 0; i < 6; i++) expect_near(c, "gradient of a maximum", dx[i], want[i], 0);
+}
+
+static void test_segment_max_of_equals_and_nan(void **state) {
+    (void)state;
+    for_devices(check_segment_max);
+}
+
+static void check_no_direction(Ctx *c) {
+    const float x[] = {0, 0, 0};
+    Tensor *in = input(c, 2, (int64_t[]){1, 3}, x), *y = op_unit_vector(c, in);
+    float dy[] = {1, -2, 3}, dx[3] = {NAN, NAN, NAN};
+    y->grad = dy;
+    in->grad = dx;
+    c->dev->ops[OP_UNIT_VECTOR].backward(c, &c->tape.call[0]);
+    for (int j = 0; j < 3; j++) {
+        expect_near(c, "direction of nothing", tensor_f32(y)[j], 0, 0);
+        expect_near(c, "its gradient", dx[j], dy[j] * 1e8, 1e3);
+    }
+}
+
+static void test_direction_of_a_zero_vector(void **state) {
+    (void)state;
+    for_devices(check_no_direction);
+}
+
+/* Equal, opposite, at right angles and at 60 degrees: the first two are cut and have no slope. */
+static void check_angles(Ctx *c) {
+    static const float x[4][3] = {{0, 0, 1}, {0, 0, 1}, {0, 0, 1}, {0, 0, 1}};
+    static const float target[4][3] = {{0, 0, 1}, {0, 0, -1}, {1, 0, 0}, {0.8660254f, 0, 0.5f}};
+    const double cut = acos(1 - 1e-4);
+    const double angle[] = {cut, M_PI - cut, M_PI / 2, M_PI / 3};
+    const double slope[] = {0, 0, -1, -1 / sqrt(0.75)};
+    for (int i = 0; i < 4; i++) {
+        ctx_step_begin(c);
+        Tensor *in = input(c, 2, (int64_t[]){1, 3}, x[i]);
+        Tensor *to = ctx_input(c, "target", DT_F32, 2, (int64_t[]){1, 3}, target[i]);
+        Tensor *y = op_angle_loss(c, in, to);
+        double dy = 1;
+        float dx[3];
+        expect_near(c, "angle", *tensor_f64(y), angle[i], 1e-7);
+        y->grad = &dy;
+        in->grad = dx;
+        c->dev->ops[OP_ANGLE_LOSS].backward(c, &c->tape.call[0]);
+        for (int j = 0; j < 3; j++)
+            expect_near(c, "its gradient", dx[j], slope[i] * target[i][j], 1e-6);
+    }
+    ctx_step_begin(c);
+    Tensor *in = input(c, 2, (int64_t[]){4, 3}, x[0]);
+    Tensor *to = ctx_input(c, "target", DT_F32, 2, (int64_t[]){4, 3}, target[0]);
+    const double mean = (angle[0] + angle[1] + angle[2] + angle[3]) / 4;
+    expect_near(c, "mean angle", *tensor_f64(op_angle_loss(c, in, to)), mean, 1e-7);
+}
+
+static void test_angles_of_known_geometry(void **state) {
+    (void)state;
+    for_devices(check_angles);
+}
+
+/* The class token's way: put before each segment, found again as the first row of each. */
+static void check_class_rows(Ctx *c) {
+    const float x[] = {1, 2, 3, 4, 5, 6}, token[] = {-1, -2};
+    const int32_t before[] = {0, 1, 3}, after[] = {0, 2, 5};
+    const float want[] = {-1, -2, 1, 2, -1, -2, 3, 4, 5, 6};
+    Tensor *in = input(c, 3, (int64_t[]){1, 3, 2}, x);
+    Tensor *row = input(c, 1, (int64_t[]){2}, token);
+    Tensor *y =
+        op_segment_prepend(c, in, ctx_input(c, "before", DT_I32, 1, (int64_t[]){3}, before), row);
+    assert_int_equal(tensor_numel(y), 10);
+    assert_memory_equal(y->data, want, sizeof want);
+    Tensor *first = op_segment_first(c, y, ctx_input(c, "after", DT_I32, 1, (int64_t[]){3}, after));
+    for (int i = 0; i < 4; i++) expect_near(c, "class row", tensor_f32(first)[i], token[i % 2], 0);
+}
+
+static void test_class_rows_come_back(void **state) {
+    (void)state;
+    for_devices(check_class_rows);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gelu_over_its_range),
+        cmocka_unit_test(test_dropout_is_keyed_and_keeps_the_mean),
+        cmocka_unit_test(test_segment_max_of_equals_and_nan),
+        cmocka_unit_test(test_direction_of_a_zero_vector),
+        cmocka_unit_test(test_angles_of_known_geometry),
+        cmocka_unit_test(test_class_rows_come_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
