@@ -27,10 +27,8 @@ typedef struct Mask {
     int T;
     int32_t *lo, *hi; /* (T) each, or NULL where the mask is an expression that is no interval */
     const FlexProgram *flex; /* the mask and / or score expression; NULL where there is neither */
-    bool has_mask_expr;      /* flex holds a mask expression (then flex backends evaluate it; lo, hi
-                                NULL)  */
-    bool has_score_expr; /* flex holds a score expression: sdpa declines, vanilla and flex apply it
-                          */
+    bool has_mask_expr;      /* flex holds a mask expression; lo and hi are NULL */
+    bool has_score_expr;     /* flex holds a score expression; sdpa declines it  */
     const FlexProgram *code; /* what flex compiles: the mask as an expression, of a name's mask too
                                 ("causal" is k <= q), and the score. NULL where lo and hi were
                                 filled by hand: then flex is sdpa */

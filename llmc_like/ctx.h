@@ -35,7 +35,8 @@ typedef struct Device {
     const char *name; /* "cpu-avx512", "cpu-avx2", "cpu-portable", "plain" */
     const OpKernel *ops;
     /* C (M, N) = alpha op(A) op(B) + beta C, row-major; op(A) is (M, K), op(B) is (K, N); ta, tb:
-     * stored transposed. */
+     * stored transposed. Inside a parallel region (the update runs one matrix a thread) it computes
+     * on the calling thread alone; it takes no ctx_workspace. */
     void (*gemm)(Ctx *c, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float alpha,
                  const float *A, int64_t lda, const float *B, int64_t ldb, float beta, float *C,
                  int64_t ldc);

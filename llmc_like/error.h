@@ -1,11 +1,13 @@
 /* The three classes of error, and nothing else in the project prints one or exits.
  *
- *   a bug           CHECK(cond, "fmt", ...): always compiled in; prints where, what and the values,
- * then aborts. a user or file  a function returns an int status (0 good, -1 bad) and fills an Err
- * with one sentence that says what was found, what was expected and what to do next; main() prints
- * it and exits 1. a device        every return is checked where it is made and becomes one of the
- * two above.
- */
+ * A bug: CHECK(cond, "fmt", ...), always compiled in, prints where, what and the values, and
+ * aborts.
+ *
+ * A user or a file: a function returns an int status (0 good, -1 bad) and fills an Err with one
+ * sentence that says what was found, what was expected and what to do next; main() prints it and
+ * exits 1.
+ *
+ * A device: every return is checked where it is made and becomes one of the two above. */
 #ifndef LLMC_LIKE_ERROR_H
 #define LLMC_LIKE_ERROR_H
 

@@ -4,10 +4,14 @@
  *
  * Gradients. Before an op's backward runs, the tape has given every input that wants one a gradient
  * buffer; after it, the buffers of the op's outputs go back to the pool, since nobody reads them
- * again. A kernel looks at in[i]->grad == NULL     nothing wanted in[i]->grad_set         false:
- * overwrite all of grad;  true: add to it and the tape sets grad_set afterwards. A parameter's grad
- * is its own and stays (grad_set is cleared by params_zero_grad, so no pass over memory is spent on
- * zeroing). */
+ * again. A kernel looks at
+ *
+ *     in[i]->grad == NULL        nothing wanted
+ *     in[i]->grad_set == false   overwrite all of grad
+ *     in[i]->grad_set == true    add to it
+ *
+ * and the tape sets grad_set afterwards. A parameter's grad is its own and stays (grad_set is
+ * cleared by params_zero_grad, so no pass over memory is spent on zeroing). */
 #ifndef LLMC_LIKE_TAPE_H
 #define LLMC_LIKE_TAPE_H
 
