@@ -32,6 +32,16 @@ typedef struct Mask {
     const FlexProgram *code; /* what flex compiles: the mask as an expression, of a name's mask too
                                 ("causal" is k <= q), and the score. NULL where lo and hi were
                                 filled by hand: then flex is sdpa */
+
+    /* A mask that keeps documents apart: document d has the positions offsets[d] .. offsets[d + 1]
+     * - 1, and no query sees a key of another document. NULL where the mask is none of that kind.
+     * Backends work through documents one by one; nothing is made for each pair of tiles. */
+    const int32_t *offsets; /* (n_docs + 1) */
+    int n_docs, longest;    /* longest: positions of the longest document */
+    bool within;    /* inside a document not everything is visible: lo and hi, or (where they are
+                       NULL) the rest of the mask expression, say what is */
+    int32_t *own;   /* offsets, document by position, lo and hi live here */
+    size_t own_cap; /* in numbers */
 } Mask;
 
 /* What a mask is made from. S tokens a frame for frame-causal. mask_text: a name (full, causal,
@@ -44,6 +54,20 @@ typedef struct Mask {
 int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int S, int B, int H,
               Err *e);
 void mask_free(Mask *m);
+
+/* A mask over documents that come with each batch: rows without padding, B = 1, document after
+ * document. mask_text: "document" (a query sees its own document), or an expression with the factor
+ * doc[q] == doc[k] (the whole, or joined to the rest by &&; either side first): the factor is
+ * recognised as what it is, and only the rest is asked, inside documents. An expression without it
+ * is refused. score_text: "" or an expression. Positions q and k count from the batch's first row.
+ * Before the first mask_set_documents the mask knows no rows. -1 and a sentence as mask_init. */
+int mask_init_documents(Mask *m, const char *mask_text, const char *score_text, int H, Err *e);
+
+/* The next batch's documents: offsets[0] = 0 < offsets[1] < ... < offsets[n_docs] = T (copied; the
+ * mask's memory grows geometrically and stays). O(T); nothing is compiled, no pair of positions is
+ * asked. A mask made by mask_init_documents alone; anything else about the offsets is a bug
+ * (CHECK). */
+void mask_set_documents(Mask *m, const int32_t *offsets, int n_docs);
 
 /* Where the code of its expressions is compiled and kept: cache, a folder (made with mode 0700
  * where it is missing), and compiler, NULL for cc. Without this call nothing is kept. Main decides
