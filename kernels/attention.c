@@ -15,6 +15,8 @@
 /* clang-format off */
 /*        the file's name   --attn       help                                              */
 #define ATTN_LIST(X)                                                                          \
+    X(loop,       "loop",       "one document after the other, products by the library")      \
+    X(padded,     "padded",     "documents padded to the longest")                            \
     X(vanilla,    "vanilla",    "the whole score matrix in memory, products by the library")  \
     X(sdpa,       "sdpa",       "our fused flash kernel, built-in masks")                     \
     X(flex,       "flex",       "the fused kernel, compiled with the mask and score expressions") \
