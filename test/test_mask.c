@@ -280,7 +280,7 @@ static void test_documents_refused(void **state) {
         {"doc[q] - doc[k] == 0", "", "in a way that is recognised"},
         {"doc[q] == doc[k + 0] && !(doc[q] == doc[k])", "", "no key to see"},
         {"doc[q] == doc[k] && k < q", "", "the query at position q 0 no key to see"},
-        {"doc[q] == frame[k]", "", "unknown name 'frame'"},
+        {"doc[q] == frame[k]", "", "'frame' is no name in an expression"},
         {"doc[q] == doc[k", "", "expected ']'"},
         {"document", "score +", "--score: expected a value"},
         {"document", "score + doc[q + 1]", "doc[232] is outside"},
