@@ -19,15 +19,15 @@
 enum { STRIP = 48 }; /* rows whose scores are in memory at a time: whole blocks of products */
 
 typedef struct Rectangle {
-    int rows, cols, d_pad;         /* of a block: queries, keys, numbers of a row; padded */
-    int64_t ld;                    /* of scores: a little more than cols, so that a column is not in
-                                      few sets of the cache */
-    int64_t blocks;                /* (B, documents, H) */
+    int rows, cols, d_pad; /* of a block: queries, keys, numbers of a row; padded */
+    int64_t ld;            /* of scores: a little more than cols, so that a column is not in
+                              few sets of the cache */
+    int64_t blocks;        /* (B, documents, H) */
     size_t block_size, scratch_size; /* floats: of a block, of a thread */
 } Rectangle;
 
 /* (rows, d_pad) q, dout; (D, cols) k_t, v_t; (cols, d_pad) k, v. Forward has neither dout nor v_t
- * nor k, backward no v. q is scaled. */
+ * nor k, backward no v. */
 typedef struct Block {
     float *q, *k_t, *v, *dout, *v_t, *k;
 } Block;
@@ -105,7 +105,7 @@ static void pad(const AttnArgs *a, const Rectangle *r, int64_t i, bool backward)
     const Document d = p.d;
     const Block b = block_at(a, r, i, backward);
     const float *k = at(a->k, a->ks, &p, d.col), *v = at(a->v, a->vs, &p, d.col);
-    pack_rows(b.q, r->d_pad, at(a->q, a->qs, &p, d.row), a->qs.t, d.rows, r->rows, a->D, a->scale);
+    pack_rows(b.q, r->d_pad, at(a->q, a->qs, &p, d.row), a->qs.t, d.rows, r->rows, a->D, 1);
     pack_transposed(b.k_t, r->cols, k, a->ks.t, d.cols, r->cols, a->D);
     if (!backward) {
         pack_rows(b.v, r->d_pad, v, a->vs.t, d.cols, r->cols, a->D, 1);
@@ -141,6 +141,12 @@ static void multiply(int M, int N, int K, const float *A, int64_t lda, const flo
                        .ldc = ldc});
 }
 
+/* The score's factor is not put into q before: a rounded q errs in all of its scores. */
+static void finish_row(float *s, float scale, int keys, int cols) {
+    for (int j = 0; j < keys; j++) s[j] *= scale;
+    row_hide(s, keys, cols);
+}
+
 static void forward_block(const AttnArgs *a, const Rectangle *r, int64_t i, Scratch w) {
     const Place p = place_of(a, i);
     const Block b = block_at(a, r, i, false);
@@ -150,7 +156,7 @@ static void forward_block(const AttnArgs *a, const Rectangle *r, int64_t i, Scra
         multiply(n, r->cols, a->D, b.q + (int64_t)row * r->d_pad, r->d_pad, b.k_t, r->cols, w.s,
                  r->ld);
         for (int j = 0; j < real; j++) {
-            row_hide(w.s + j * r->ld, p.d.cols, r->cols);
+            finish_row(w.s + j * r->ld, a->scale, p.d.cols, r->cols);
             lse[row + j] = row_softmax(w.s + j * r->ld, r->cols);
         }
         multiply(n, r->d_pad, r->cols, w.s, r->ld, b.v, r->d_pad, w.rows, r->d_pad);
@@ -187,7 +193,7 @@ static void backward_block(const AttnArgs *a, const Rectangle *r, int64_t i, Scr
         multiply(n, r->cols, a->D, q, r->d_pad, b.k_t, r->cols, w.s, r->ld);
         multiply(n, r->cols, a->D, dout, r->d_pad, b.v_t, r->cols, w.ds, r->ld);
         for (int j = 0; j < real; j++) {
-            row_hide(w.s + j * r->ld, p.d.cols, r->cols);
+            finish_row(w.s + j * r->ld, a->scale, p.d.cols, r->cols);
             row_backward(w.s + j * r->ld, w.ds + j * r->ld, NULL, r->cols, lse[row + j],
                          row_dot(at(a->out, a->os, &p, p.d.row + row + j),
                                  dout + (int64_t)j * r->d_pad, a->D));
@@ -198,15 +204,15 @@ static void backward_block(const AttnArgs *a, const Rectangle *r, int64_t i, Scr
         multiply(n, r->d_pad, r->cols, w.ds, r->ld, b.k, r->d_pad, w.rows, r->d_pad);
         for (int j = 0; j < real; j++) {
             float *dq = at(a->dq, a->qs, &p, p.d.row + row + j);
-            for (int d = 0; d < a->D; d++) dq[d] = a->scale * w.rows[j * r->d_pad + d];
+            for (int d = 0; d < a->D; d++) dq[d] = a->scale * w.rows[(int64_t)j * r->d_pad + d];
         }
     }
     for (int j = 0; j < p.d.cols; j++) {
         const int64_t from = (int64_t)j * r->d_pad;
-        if (a->dk)
-            memcpy(at(a->dk, a->ks, &p, p.d.col + j), w.dk + from, sizeof(float) * (size_t)a->D);
-        if (a->dv)
-            memcpy(at(a->dv, a->vs, &p, p.d.col + j), w.dv + from, sizeof(float) * (size_t)a->D);
+        float *dk = a->dk ? at(a->dk, a->ks, &p, p.d.col + j) : NULL,
+              *dv = a->dv ? at(a->dv, a->vs, &p, p.d.col + j) : NULL;
+        for (int d = 0; dk && d < a->D; d++) dk[d] = a->scale * w.dk[from + d];
+        for (int d = 0; dv && d < a->D; d++) dv[d] = w.dv[from + d];
     }
 }
 
@@ -218,7 +224,8 @@ static void run(Ctx *c, const AttnArgs *a, bool backward) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < r.blocks; i++) pad(a, &r, i, backward);
 #pragma omp for schedule(dynamic, 4)
-        for (int64_t i = 0; i < r.blocks; i++) (backward ? backward_block : forward_block)(a, &r, i, w);
+        for (int64_t i = 0; i < r.blocks; i++)
+            (backward ? backward_block : forward_block)(a, &r, i, w);
     }
 }
 

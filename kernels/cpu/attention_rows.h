@@ -72,7 +72,8 @@ static inline Document document_of(const AttnArgs *a, int d) {
     const int row = first > a->offset ? first - a->offset : 0;
     const int last = end < a->offset + a->Tq ? end - a->offset : a->Tq;
     const int col_end = end < a->Tk ? end : a->Tk;
-    return (Document){row, last > row ? last - row : 0, first, col_end > first ? col_end - first : 0};
+    return (Document){row, last > row ? last - row : 0, first,
+                      col_end > first ? col_end - first : 0};
 }
 
 /* Keys of the longest document that the call has; its queries are no more. */
