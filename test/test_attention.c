@@ -245,7 +245,7 @@ static void every_backend_is_right(void **state) {
 static void documents_of_a_batch(void **state) {
     (void)state;
     static const int lengths[][12] = {
-        {1},         {1, 1, 1, 1, 1},       {27},         {1, 2, 1, 3, 1, 1, 27, 5, 1, 1, 10, 1},
+        {1, 2},      {1, 1, 2, 1, 1},       {27},         {1, 2, 1, 3, 1, 1, 27, 5, 1, 1, 10, 1},
         {4, 64, 16}, {1, 113, 1, 1, 17, 1}, {49, 48, 97}, {193}};
     static const char *const texts[] = {"document", "doc[q] == doc[k]"};
     static const Shape heads[] = {
