@@ -75,7 +75,8 @@ $(FIXTURES): $(BIN)/test_%: $(BUILD)/test/fixtures_%.o $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 $(BENCHES): $(BIN)/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+	$(CC) $(CFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+$(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o
 $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -lcmocka -o $@
 

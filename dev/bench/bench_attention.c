@@ -1,28 +1,29 @@
 /* What each attention backend costs at a model's shape, in turns in one run, beside the matrix
  * product's roof measured in the same turns.
  *
- *   ./bench_attention [--case wm|tiny|toy-wm|sample] [--batch N] [--attn NAME] [--mask M]
- *                     [--score S] [--threads N] [--repeats N] [--json FILE]
+ *   ./bench_attention [--case wm|tiny|toy-wm|sample|icecube] [--batch N] [--attn NAME]
+ *                     [--mask M] [--score S] [--threads N] [--repeats N] [--json FILE]
  *
  * The flex backends get the mask as an expression where none is given, since that is what they are
  * for; the others get its name. Work is counted by visible pairs: 4 D flops a pair forward, 10 D
  * backward. The share of the roof is that work over the time, divided by the rate of a product of
  * 1024 x 1024 matrices. max_error: the largest difference of out, dq, dk and dv from the plain
- * loops in float64, on the first head, over the largest entry of each. */
+ * loops in float64, on the first head, over the largest entry of each.
+ *
+ * --case icecube is a whole layer, forward, on batches of documents: see attention_layer.c. */
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/attention.h"
-#include "llmc_like/ctx.h"
+#include "dev/bench/attention_bench.h"
 #include "llmc_like/fsio.h"
 #include "llmc_like/options.h"
 #include "llmc_like/philox.h"
 #include "llmc_like/run.h"
 
-enum { MAX_REPEATS = 200, MAX_BACKENDS = 16, ROOF_N = 1024, ROOF_CALLS = 4 };
+enum { ROOF_CALLS = 4 };
 
 typedef struct Case {
     const char *name;
@@ -34,25 +35,12 @@ static const Case cases[] = {{"wm", 1, 6, 1950, 1950, 64, 65},
                              {"toy-wm", 1, 20, 1950, 1950, 16, 65},
                              {"sample", 1, 6, 65, 1950, 64, 65}};
 
-typedef struct Bench {
-    int batch, threads, repeats;
-    const char *name, *attn, *mask, *score, *device, *json;
-} Bench;
-
-/* One backend's measurements. */
-typedef struct Row {
-    const AttnBackend *backend;
-    const Mask *mask;
-    double forward_s[MAX_REPEATS], backward_s[MAX_REPEATS], max_error;
-} Row;
-
 typedef struct Tensors {
     float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse, *gemm;
     size_t queries, keys;
 } Tensors;
 
-/* Standard normals; with unit, each row of D scaled to root mean square 1, as QK-norm leaves it. */
-static float *normals(uint32_t stream, size_t n, int D, bool unit) {
+float *bench_normals(uint32_t stream, size_t n, int D, bool unit) {
     float *x = aligned_alloc(64, (n * sizeof *x + 63) / 64 * 64);
     CHECK(x, "no memory for %zu numbers", n);
     rng_normal((RngKey){1, stream, RNG_TEST}, 0, x, (int64_t)n);
@@ -69,16 +57,16 @@ static AttnArgs arguments(const Case *s, Tensors *t) {
     const int64_t row = (int64_t)s->heads * s->head_size;
     t->queries = (size_t)s->batch * (size_t)s->queries * (size_t)row;
     t->keys = (size_t)s->batch * (size_t)s->keys * (size_t)row;
-    t->q = normals(0, t->queries, s->head_size, true);
-    t->k = normals(1, t->keys, s->head_size, true);
-    t->v = normals(2, t->keys, s->head_size, false);
-    t->dout = normals(3, t->queries, s->head_size, false);
-    t->out = normals(4, t->queries, s->head_size, false);
-    t->dq = normals(5, t->queries, s->head_size, false);
-    t->dk = normals(6, t->keys, s->head_size, false);
-    t->dv = normals(7, t->keys, s->head_size, false);
-    t->lse = normals(8, (size_t)s->batch * (size_t)s->heads * (size_t)s->queries, 1, false);
-    t->gemm = normals(9, 3 * ROOF_N * ROOF_N, 1, false);
+    t->q = bench_normals(0, t->queries, s->head_size, true);
+    t->k = bench_normals(1, t->keys, s->head_size, true);
+    t->v = bench_normals(2, t->keys, s->head_size, false);
+    t->dout = bench_normals(3, t->queries, s->head_size, false);
+    t->out = bench_normals(4, t->queries, s->head_size, false);
+    t->dq = bench_normals(5, t->queries, s->head_size, false);
+    t->dk = bench_normals(6, t->keys, s->head_size, false);
+    t->dv = bench_normals(7, t->keys, s->head_size, false);
+    t->lse = bench_normals(8, (size_t)s->batch * (size_t)s->heads * (size_t)s->queries, 1, false);
+    t->gemm = bench_normals(9, 3 * ROOF_N * ROOF_N, 1, false);
     const AttnStride queries = {s->queries * row, row, s->head_size},
                      keys = {s->keys * row, row, s->head_size};
     return (AttnArgs){.B = s->batch,
@@ -158,9 +146,9 @@ static double max_error(const AttnArgs *a, const double *x) {
     return fmax(e, error_of(a->dv, a->vs.t, x + 2 * nq + nk, a->Tk, a->D));
 }
 
-static double roof(Ctx *c, const Tensors *t) {
+double bench_roof(Ctx *c, float *gemm) {
     double best = INFINITY;
-    float *a = t->gemm, *b = a + ROOF_N * ROOF_N, *product = b + ROOF_N * ROOF_N;
+    float *a = gemm, *b = a + ROOF_N * ROOF_N, *product = b + ROOF_N * ROOF_N;
     for (int i = 0; i < ROOF_CALLS; i++) {
         const double t0 = now_s();
         c->dev->gemm(c, false, false, ROOF_N, ROOF_N, ROOF_N, 1, a, ROOF_N, b, ROOF_N, 0, product,
@@ -185,13 +173,13 @@ static double measure(Ctx *c, AttnArgs *a, const Tensors *t, Row *row, int n, in
             row[i].forward_s[r] = t1 - t0;
             row[i].backward_s[r] = now_s() - t1;
         }
-        const double s = roof(c, t);
+        const double s = bench_roof(c, t->gemm);
         if (r >= 0) roof_s[r] = s;
     }
     return 2.0 * ROOF_N * ROOF_N * ROOF_N / median(roof_s, repeats);
 }
 
-static void number(cJSON *o, const char *name, double x) { cJSON_AddNumberToObject(o, name, x); }
+void bench_number(cJSON *o, const char *name, double x) { cJSON_AddNumberToObject(o, name, x); }
 
 static int report(const Bench *o, const Ctx *c, const AttnArgs *a, Row *row, int n, double rate,
                   Err *e) {
@@ -212,18 +200,22 @@ static int report(const Bench *o, const Ctx *c, const AttnArgs *a, Row *row, int
         cJSON_AddItemToArray(all, j);
         cJSON_AddStringToObject(j, "backend", row[i].backend->name);
         cJSON_AddStringToObject(j, "dtype", dtype_name(a->dtype));
-        number(j, "forward_ms", 1e3 * forward);
-        number(j, "backward_ms", 1e3 * backward);
-        number(j, "max_error", row[i].max_error);
+        bench_number(j, "forward_ms", 1e3 * forward);
+        bench_number(j, "backward_ms", 1e3 * backward);
+        bench_number(j, "max_error", row[i].max_error);
         cJSON_AddStringToObject(j, "case", o->name);
         cJSON_AddStringToObject(j, "mask", row[i].mask->text);
         cJSON_AddStringToObject(j, "device", c->dev->name);
-        number(j, "threads", c->n_threads);
-        number(j, "batch", a->B);
-        number(j, "forward_gflop", 1e-9 * forward_flops);
-        number(j, "backward_gflop", 1e-9 * backward_flops);
-        number(j, "roof_gflops", 1e-9 * rate);
+        bench_number(j, "threads", c->n_threads);
+        bench_number(j, "batch", a->B);
+        bench_number(j, "forward_gflop", 1e-9 * forward_flops);
+        bench_number(j, "backward_gflop", 1e-9 * backward_flops);
+        bench_number(j, "roof_gflops", 1e-9 * rate);
     }
+    return bench_save(o, all, e);
+}
+
+int bench_save(const Bench *o, cJSON *all, Err *e) {
     char *text = cJSON_Print(all);
     cJSON_Delete(all);
     CHECK(text, "no memory for the JSON text");
@@ -232,9 +224,8 @@ static int report(const Bench *o, const Ctx *c, const AttnArgs *a, Row *row, int
     return status;
 }
 
-/* Rows of the backends asked for that support the masks. */
-static int choose_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mask *written,
-                       Row *row, Err *e) {
+int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mask *written,
+               Row *row, Err *e) {
     int n = 0;
     if (strcmp(o->attn, "all") && !attn_find(o->attn))
         return attn_choose(c, o->attn, a, e); /* which says the names */
@@ -254,6 +245,7 @@ static int choose_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, c
 }
 
 static int bench(const Bench *o, Err *e) {
+    if (!strcmp(o->name, "icecube")) return layer_bench(o, e);
     Case s = cases[0];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         if (!strcmp(o->name, cases[i].name)) s = cases[i];
@@ -273,7 +265,7 @@ static int bench(const Bench *o, Err *e) {
     Row *row = calloc(MAX_BACKENDS, sizeof *row);
     CHECK(row, "no memory for the results");
     a.mask = &named;
-    int n = choose_rows(o, &c, &a, &named, &written, row, e), status = n < 0 ? -1 : 0;
+    int n = bench_rows(o, &c, &a, &named, &written, row, e), status = n < 0 ? -1 : 0;
     if (!status) {
         const double rate = measure(&c, &a, &t, row, n, o->repeats);
         a.mask = &named;
@@ -299,8 +291,9 @@ static int bench(const Bench *o, Err *e) {
 int main(int argc, char **argv) {
     Bench o = {0};
     const Option table[] = {
-        {"case", OPT_STRING, &o.name, "wm", 0, 0, "the shape", "wm|tiny|toy-wm|sample"},
-        {"batch", OPT_INT, &o.batch, "0", 0, 4096, "batch; 0: the case's own", NULL},
+        {"case", OPT_STRING, &o.name, "wm", 0, 0, "the shape", "wm|tiny|toy-wm|sample|icecube"},
+        {"batch", OPT_INT, &o.batch, "0", 0, 4096,
+         "batch; 0: the case's own (icecube: 4, 8 and 16)", NULL},
         {"attn", OPT_STRING, &o.attn, "all", 0, 0, "one backend, or all", NULL},
         {"mask", OPT_STRING, &o.mask, NULL, 0, 0,
          "mask by name or expression; without it frame-causal, which flex gets as an expression",

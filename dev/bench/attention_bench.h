@@ -1,0 +1,51 @@
+/* What the two halves of bench_attention share: a kernel alone (bench_attention.c), and a whole
+ * layer of the IceCube model (attention_layer.c). */
+#ifndef BENCH_ATTENTION_BENCH_H
+#define BENCH_ATTENTION_BENCH_H
+
+#include <stdbool.h>
+
+#include "kernels/attention.h"
+#include "llmc_like/ctx.h"
+
+struct cJSON;
+
+enum { MAX_REPEATS = 200, MAX_BACKENDS = 16, ROOF_N = 1024 };
+
+typedef struct Bench {
+    int batch, threads, repeats;
+    const char *name, *attn, *mask, *score, *device, *json;
+} Bench;
+
+/* One backend's measurements, a number a turn. */
+typedef struct Row {
+    const AttnBackend *backend;
+    const Mask *mask;
+    double forward_s[MAX_REPEATS], backward_s[MAX_REPEATS];
+    double attention_s[MAX_REPEATS]; /* of a layer's forward_s */
+    double max_error;
+} Row;
+
+/* Standard normals; with unit, each row of D scaled to root mean square 1, as QK-norm leaves it.
+ * The caller frees them. */
+float *bench_normals(uint32_t stream, size_t n, int D, bool unit);
+
+/* Rows (MAX_BACKENDS of them) of the backends asked for that support the masks; how many. The flex
+ * backends get the written mask, the others the named one. Prints a line for each that declines.
+ * -1 and a sentence for a name that is none, or a compiler that fails. */
+int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mask *written,
+               Row *row, Err *e);
+
+/* Seconds of a product of ROOF_N x ROOF_N matrices; gemm holds three of them. */
+double bench_roof(Ctx *c, float *gemm);
+
+/* Adds a field to a JSON object. */
+void bench_number(struct cJSON *o, const char *name, double x);
+
+/* Writes the array, where o->json wants it, and frees it. */
+int bench_save(const Bench *o, struct cJSON *all, Err *e);
+
+/* --case icecube, for the batches that o->batch asks for. */
+int layer_bench(const Bench *o, Err *e);
+
+#endif
