@@ -31,16 +31,15 @@ static const char STYLE[] =
     ".line{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linecap:round;"
     "stroke-linejoin:round}\n"
     ".line.linefit{stroke-dasharray:8 5}.line.guess{stroke-dasharray:.1 5}\n"
-    ".line.thin{stroke-width:1.2}.fill{fill:var(--c)}\n"
+    ".line.thin{stroke-width:1.2}.truth{--c:var(--ink)}.fill{fill:var(--c)}\n"
     ".keys{margin:.2rem 0;font-size:.85rem;color:var(--soft);display:flex;flex-wrap:wrap;"
     "gap:0 1rem}.keys span{white-space:nowrap}.keys svg{width:28px;height:12px}\n"
     "figcaption{font-size:.95rem}\n"
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}\n"
     "caption{text-align:left;font-weight:600;padding:.3rem 0}\n"
-    "th,td{padding:.15rem .6rem;text-align:right;vertical-align:bottom;border-top:1px solid "
-    "var(--grid)}\n"
-    "th{font-weight:400;color:var(--soft)}th:first-child{text-align:left;white-space:nowrap}table+"
-    "table{margin-top:1rem}\n"
+    "th,td{padding:.15rem .6rem;text-align:right;vertical-align:bottom;"
+    "border-top:1px solid var(--grid)}th{font-weight:400;color:var(--soft)}\n"
+    "th:first-child{text-align:left;white-space:nowrap}table+table{margin-top:1rem}\n"
     "@media(max-width:30rem){table{font-size:.7rem}th,td{padding:.15rem .22rem}}\n"
     "@media print{:root{font-size:10.5px}body{max-width:none;padding:0}section{overflow:visible}"
     ".two{grid-template-columns:1fr 1fr;gap:1rem;margin:1rem 0}th,td{padding:.1rem .3rem}}\n";
@@ -279,7 +278,7 @@ static void put_heat_map(FILE *f, const IceOutcome *o, int64_t n, const char *ti
     Plot p = plot_begin(f, title, (PlotAxis){.label = label[0], .hi = range, .step = range / 6},
                         (PlotAxis){.label = label[1], .hi = range, .step = range / 6}, 414);
     plot_cells(&p, "model", CELLS, CELLS, count, keys);
-    plot_line(&p, "guess", 2, ends, ends);
+    plot_line(&p, "truth thin", 2, ends, ends);
     plot_end(&p, keys, caption);
     free(count);
 }
@@ -381,9 +380,10 @@ static void put_page(FILE *f, const IceScore *s, const IceOutcome *o, int64_t n,
     fputs("</div>\n<div class=\"two\">\n", f);
     static const char *const zenith[] = {"true zenith, degrees", "predicted zenith, degrees"};
     static const char *const azimuth[] = {"true azimuth, degrees", "predicted azimuth, degrees"};
-    put_heat_map(f, o, n, "Zenith", 180, ice_zenith_deg, zenith,
-                 "Events by true and predicted zenith, at least so many in a cell of 5 degrees; on "
-                 "the dotted line they are equal.");
+    put_heat_map(
+        f, o, n, "Zenith", 180, ice_zenith_deg, zenith,
+        "Events by true and predicted zenith, at least so many in a cell of 5 degrees; on the "
+        "line they are equal.");
     put_heat_map(f, o, n, "Azimuth", 360, ice_azimuth_deg, azimuth,
                  "Events by true and predicted azimuth, at least so many in a cell of 10 degrees; "
                  "0 and 360 are the same, and near the zenith azimuth says little.");
