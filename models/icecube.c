@@ -121,17 +121,16 @@ static void add_pulse_layer(ParamTable *p, IceLayer *w, const IceConfig *g, int 
 static void add_dom_layer(ParamTable *p, IceLayer *w, const IceConfig *g, int l) {
     const int C = g->d_model;
     const float xavier = sqrtf(6.0f / (float)(C + 3 * C));
-    char name[64], prefix[48];
-    snprintf(prefix, sizeof prefix, "t2.transformer.layers.%d", l);
+    char name[64];
     params_add(p, &w->qkv.weight, GROUP_ADAMW, INIT_UNIFORM, xavier, 2, (int64_t[]){3 * C, C},
-               "%s.self_attn.in_proj_weight", prefix);
+               "t2.transformer.layers.%d.self_attn.in_proj_weight", l);
     params_add(p, &w->qkv.bias, GROUP_ADAMW, INIT_ZERO, 0, 1, (int64_t[]){3 * C},
-               "%s.self_attn.in_proj_bias", prefix);
-    add_linear(p, &w->out, INIT_ZERO, C, C, KEY("%s.self_attn.out_proj", prefix));
-    add_linear(p, &w->up, INIT_UNIFORM, g->d_ff, C, KEY("%s.linear1", prefix));
-    add_linear(p, &w->down, INIT_UNIFORM, C, g->d_ff, KEY("%s.linear2", prefix));
-    add_norm(p, &w->norm1, C, KEY("%s.norm1", prefix));
-    add_norm(p, &w->norm2, C, KEY("%s.norm2", prefix));
+               "t2.transformer.layers.%d.self_attn.in_proj_bias", l);
+    add_linear(p, &w->out, INIT_ZERO, C, C, KEY("t2.transformer.layers.%d.self_attn.out_proj", l));
+    add_linear(p, &w->up, INIT_UNIFORM, g->d_ff, C, KEY("t2.transformer.layers.%d.linear1", l));
+    add_linear(p, &w->down, INIT_UNIFORM, C, g->d_ff, KEY("t2.transformer.layers.%d.linear2", l));
+    add_norm(p, &w->norm1, C, KEY("t2.transformer.layers.%d.norm1", l));
+    add_norm(p, &w->norm2, C, KEY("t2.transformer.layers.%d.norm2", l));
 }
 
 static bool pools_by(const Ice *m, const char *pooling) { return !strcmp(m->cfg.pooling, pooling); }
