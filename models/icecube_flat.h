@@ -20,7 +20,7 @@ typedef struct IceFlatConfig {
     int d_model, n_heads, n_layers, d_ff, head_hidden;
     int K;             /* pulses kept a DOM */
     const char *input; /* linear, mlp, none */
-    double dropout;    /* on the residual branches */
+    double dropout;    /* on the residual branches and in the head */
     double time_scale;
     int max_doms;
 } IceFlatConfig;
