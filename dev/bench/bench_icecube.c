@@ -92,9 +92,9 @@ static void part_free(Part *b) {
 typedef struct Run {
     Ctx c;
     Ice m;
-    Mask doms, events;
+    Mask dom_mask, event_mask;
     Optim optim;
-    int events, pulses, doms_in_all, n_parts;
+    int events, pulses, doms, n_parts;
     Part part[MAX_PARTS];
 } Run;
 
@@ -104,7 +104,7 @@ static void batch_make(Run *r, int events, int max_pulses) {
         CHECK(r->n_parts < MAX_PARTS, "more than %d parts", MAX_PARTS);
         Part *b = &r->part[r->n_parts++];
         part_make(b, events - r->events, max_pulses, &numbers);
-        r->events += b->B, r->doms_in_all += b->M, r->pulses += b->N;
+        r->events += b->B, r->doms += b->M, r->pulses += b->N;
     }
 }
 
@@ -112,8 +112,8 @@ static Tensor *forward(Run *r, int part, uint32_t step) {
     const Part *b = &r->part[part];
     Ctx *c = &r->c;
     ctx_step_begin(c);
-    mask_set_documents(&r->doms, b->dom_offsets, b->M);
-    mask_set_documents(&r->events, b->event_offsets, b->B);
+    mask_set_documents(&r->dom_mask, b->dom_offsets, b->M);
+    mask_set_documents(&r->event_mask, b->event_offsets, b->B);
     const IceInput in = {
         .pulse = ctx_input(c, "pulse", DT_F32, 3, (int64_t[]){1, b->N, 4}, b->pulse),
         .xyz = ctx_input(c, "xyz", DT_F32, 3, (int64_t[]){1, b->M, 3}, b->xyz),
@@ -175,9 +175,9 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
     const double MiB = 1.0 / (1 << 20);
     const double memory =
         MiB * (double)(r->c.activations.peak + r->c.gradients.peak + r->c.workspace.peak);
-    printf("%6d %7d %6d %9.1f %9.0f %6.1f%% %9.1f %9.0f %9.0f\n", r->events, r->pulses,
-           r->doms_in_all, 1e3 * train, r->events / train, 1e-7 * flops / train / gflops,
-           1e3 * infer, r->events / infer, memory);
+    printf("%6d %7d %6d %9.1f %9.0f %6.1f%% %9.1f %9.0f %9.0f\n", r->events, r->pulses, r->doms,
+           1e3 * train, r->events / train, 1e-7 * flops / train / gflops, 1e3 * infer,
+           r->events / infer, memory);
     cJSON *j = cJSON_CreateObject();
     cJSON_AddItemToArray(all, j);
     const struct {
@@ -185,7 +185,7 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
         double value;
     } row[] = {{"batch", r->events},
                {"pulses", r->pulses},
-               {"doms", r->doms_in_all},
+               {"doms", r->doms},
                {"train_events_per_s", r->events / train},
                {"inference_events_per_s", r->events / infer},
                {"train_ms", 1e3 * train},
@@ -208,11 +208,11 @@ static int bench_size(const Bench *o, int events, cJSON *all, Err *e) {
     CHECK(r, "no memory for the benchmark");
     batch_make(r, events, o->max_pulses ? o->max_pulses : INT_MAX);
     r->optim = optim_default();
-    int status = mask_init_documents(&r->doms, "document", "", g.n_heads, e);
-    if (!status) status = mask_init_documents(&r->events, "document", "", g.n_heads, e);
+    int status = mask_init_documents(&r->dom_mask, "document", "", g.n_heads, e);
+    if (!status) status = mask_init_documents(&r->event_mask, "document", "", g.n_heads, e);
     if (!status) status = ctx_init(&r->c, o->device, o->threads, 1, false, e);
     const Part *first = &r->part[0];
-    if (!status) mask_set_documents(&r->doms, first->dom_offsets, first->M);
+    if (!status) mask_set_documents(&r->dom_mask, first->dom_offsets, first->M);
     const int D = g.d_model / g.n_heads;
     const AttnStride stride = {(int64_t)first->N * g.d_model, g.d_model, D};
     const AttnArgs shape = {.B = 1,
@@ -222,18 +222,18 @@ static int bench_size(const Bench *o, int events, cJSON *all, Err *e) {
                             .D = D,
                             .dtype = DT_F32,
                             .scale = 1,
-                            .mask = &r->doms,
+                            .mask = &r->dom_mask,
                             .qs = stride,
                             .ks = stride,
                             .vs = stride,
                             .os = stride};
     if (!status) status = attn_choose(&r->c, o->attn, &shape, e);
-    if (!status) status = ice_init(&r->m, &g, &r->doms, &r->events, 1, true, false, e);
+    if (!status) status = ice_init(&r->m, &g, &r->dom_mask, &r->event_mask, 1, true, false, e);
     if (!status) measure(o, r, all);
     ice_free(&r->m);
     ctx_free(&r->c);
-    mask_free(&r->doms);
-    mask_free(&r->events);
+    mask_free(&r->dom_mask);
+    mask_free(&r->event_mask);
     for (int i = 0; i < r->n_parts; i++) part_free(&r->part[i]);
     free(r);
     return status;
