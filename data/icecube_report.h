@@ -16,6 +16,8 @@ typedef struct IceOutcome {
     float direction[3]; /* the model's: a unit vector */
 } IceOutcome;
 
+/* Of n events, all 0 where there is none; the median of an even number is the mean of the middle
+ * two. */
 typedef struct IceMean {
     int64_t n;
     double mean, median, linefit_mean, linefit_median;
@@ -23,7 +25,10 @@ typedef struct IceMean {
 
 enum { ICE_MAX_BINS = 12 };
 
-/* A table by a quantity: bin i is from edge[i] to below edge[i + 1]. */
+/* A table by a quantity: bin i is from edge[i] to below edge[i + 1]; the last one has no end.
+ * DOMs and pulses of the whole event: 0, 8, 16, 32, ..., 1024, infinity. The true zenith: bins of
+ * equal angle, 0, 15, ..., 180 degrees, so that the horizon is an edge; isotropic events are few at
+ * both poles. */
 typedef struct IceTable {
     char name[32]; /* "DOMs", "pulses", "zenith" (degrees) */
     int n;
@@ -38,10 +43,14 @@ typedef struct IceScore {
     int64_t n_linefit_undefined;
 } IceScore;
 
-/* From n outcomes, all with known truth, n >= 1. */
+/* From n outcomes, all with known truth, n >= 1. A direction that is NaN makes every mean that it
+ * is in NaN, and counts as the largest angle in a median. */
 void ice_score(IceScore *s, const IceOutcome *o, int64_t n);
 
-/* The tables, to stdout, for a terminal of 100 columns. */
+/* The name of bin i for people: "8 to 16", "1024 or more". */
+void ice_bin_label(const IceTable *t, int i, char label[32]);
+
+/* The tables, to stdout, for a terminal of 100 columns. Empty bins are left out. */
 void ice_score_print(const IceScore *s);
 
 /* eval.json: everything in *s; mean_angle_deg, median_angle_deg, linefit_mean_angle_deg,
