@@ -8,9 +8,10 @@ with test/batch_K.parquet, or both. OUT gets geometry.npy and a folder batch_K a
 batch_K.tmp and renamed when all of it is on the disk: so the same command goes on where an earlier
 one was interrupted. Damaged events are named; --skip-bad leaves them out.
 
-One process reads the table of events, in pieces, and hands each batch its rows (so memory stays
-small as long as rows of a batch lie together, as Kaggle's do); --jobs processes convert, each one
-file at a time, in pieces as well.
+One process reads the table of events, in pieces, and hands each batch its rows; --jobs processes
+convert, each one file at a time, in pieces as well. So memory stays small whatever the files' size,
+as long as the table is sorted by batch_id and event_id, as Kaggle's is; another order needs room
+for all of the table's rows.
 """
 import argparse
 import contextlib
@@ -58,9 +59,6 @@ class Bad(Exception):
     """One sentence for the user."""
 
 
-# ---------------------------------------------------------------------------------- reading
-
-
 @contextlib.contextmanager
 def parquet_errors(path):
     try:
@@ -92,7 +90,8 @@ def to_array(path, name, column, kind, is_kind):
         raise Bad(f"{path}: column {name} has values that are null; expected is {kind} in each row")
     if is_kind == pa.types.is_boolean:
         column = column.cast(pa.uint8())
-    return column.to_numpy(zero_copy_only=False)
+    array = column.to_numpy(zero_copy_only=False)
+    return array.astype(np.int64, copy=False) if is_kind == pa.types.is_integer else array
 
 
 def read_geometry(path):
@@ -102,7 +101,8 @@ def read_geometry(path):
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise Bad(f"{path}: cannot be read ({e}); expected is Kaggle's table of sensors") from e
+        raise Bad(f"{path}: cannot be read ({getattr(e, 'strerror', e)}); expected is Kaggle's "
+                  "table of sensors") from e
     seen = set()
     for line, row in enumerate(rows, 2):
         try:
@@ -127,9 +127,6 @@ def read_geometry(path):
     return xyz
 
 
-# ------------------------------------------------------------------- the table of events
-
-
 class Part:
     """train or test: its table of events and how many of them each batch has."""
 
@@ -143,53 +140,52 @@ class Part:
             self.columns |= DIRECTION_COLUMNS
         self.events, self.rising = {}, True
         last = None
-        for rows in read_rows(self.meta, self.columns.keys() and
-                              {n: self.columns[n] for n in ("batch_id", "event_id")}):
+        for rows in self.ids():
             for number, n in zip(*np.unique(rows["batch_id"], return_counts=True)):
                 self.events[int(number)] = self.events.get(int(number), 0) + int(n)
             ids = rows["event_id"]
             self.rising &= (last is None or ids[0] > last) and bool((ids[1:] > ids[:-1]).all())
             last = ids[-1]
 
+    def ids(self):
+        return read_rows(self.meta, {"batch_id": INTEGER, "event_id": INTEGER})
+
     def batch(self, number):
         return self.folder / f"batch_{number}.parquet"
 
-    def doubled(self, wanted):
+    def doubled(self):
         """The event_ids that more than one row has; only a table out of order has any."""
         if self.rising:
             return np.empty(0, np.int64)
-        ids = np.sort(np.concatenate([
-            rows["event_id"][np.isin(rows["batch_id"], wanted)]
-            for rows in read_rows(self.meta, {"batch_id": INTEGER, "event_id": INTEGER})]))
+        ids = np.sort(np.concatenate([rows["event_id"] for rows in self.ids()]))
         return np.unique(ids[1:][ids[1:] == ids[:-1]])
 
     def tasks(self, wanted, out, skip_bad):
         """Yields what a process needs to convert a batch, as soon as all its rows are read."""
-        doubled = self.doubled(wanted)
+        doubled = self.doubled()
         left = {number: self.events[number] for number in wanted}
         pieces = {number: [] for number in wanted}
         for rows in read_rows(self.meta, self.columns):
             for number in np.unique(rows["batch_id"]).tolist():
-                if number not in left:
+                if number not in pieces:
                     continue
                 mine = rows["batch_id"] == number
                 pieces[number].append({name: a[mine] for name, a in rows.items()})
                 left[number] -= int(mine.sum())
                 if left[number] == 0:
-                    del left[number]
-                    rows_of = pieces.pop(number)
-                    events = {name: np.concatenate([p[name] for p in rows_of])
-                              for name in rows_of[0]}
-                    yield Task(number, self.batch(number), self.meta, events, doubled, out,
+                    whole = pieces.pop(number)
+                    events = {name: np.concatenate([piece[name] for piece in whole])
+                              for name in self.columns}
+                    yield Task(number, self.batch(number), self.meta.name, events, doubled, out,
                                skip_bad)
-            if not left:
+            if not pieces:
                 return
 
 
 class Task(NamedTuple):
     number: int
     batch: Path
-    meta: Path
+    meta: str
     events: dict  # columns of the table of events, this batch's rows
     doubled: np.ndarray
     out: Path
@@ -213,9 +209,6 @@ def choose_batches(text, known):
             raise Bad(f"--batches {text}: no event is in batch {unknown}; there are batches "
                       f"{min(known)} to {max(known)}")
     return sorted(chosen)
-
-
-# ------------------------------------------------------------------------------- one batch
 
 
 class NpyWriter:
@@ -263,8 +256,8 @@ def find_pulse_faults(rows, faults):
 
 def write_pulses(path, folder, left_out, faults):
     """All pulses but those of the events left out. Returns the runs of equal event_id as ids and
-    starts, one start more (the number of pulses). Where there is a fault, what was written is
-    worth nothing."""
+    starts, one start more (the number of pulses). With faults, what was written is worth
+    nothing."""
     files = {name: NpyWriter(folder / f"{name}.npy", dtype) for name, dtype in PULSE_FILES.items()}
     ids, starts, n, last = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0, None
     for rows in read_rows(path, PULSE_COLUMNS):
@@ -279,12 +272,11 @@ def write_pulses(path, folder, left_out, faults):
         ids.append(event[begins])
         starts.append(begins + n)
         n, last = n + len(event), event[-1]
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore"):
             for name, file in files.items():
                 file.append(rows[name])
-    if not faults:
-        for file in files.values():
-            file.close()
+    for file in files.values():
+        file.close()
     return np.concatenate(ids), np.append(np.concatenate(starts), n)
 
 
@@ -307,7 +299,7 @@ def find_event_faults(task, run_ids, run_starts, faults):
     def told(i):
         return f"first_pulse_index {first[i]}, last_pulse_index {last[i]}"
 
-    blame(np.isin(ids, task.doubled), lambda i: f"more than one row in {task.meta.name}")
+    blame(np.isin(ids, task.doubled), lambda i: f"more than one row in {task.meta}")
     blame(last < first, lambda i: f"no pulses: {told(i)}")
     blame((first < 0) | (last >= n), lambda i: f"{told(i)} of a file with {n} pulses")
     blame(~here, lambda i: f"no pulses: {told(i)} are other events'")
@@ -319,18 +311,15 @@ def find_event_faults(task, run_ids, run_starts, faults):
             blame(~((events[column] >= 0) & (events[column] <= most)),
                   lambda i: f"{column} {events[column][i]}, expected 0 to {unit}")
     for event in np.setdiff1d(run_ids, ids).tolist():
-        faults.setdefault(event, f"pulses, but no row in {task.meta.name}")
+        faults.setdefault(event, f"pulses, but no row in {task.meta}")
 
 
 def directions(events):
-    """float32 (E, 2): azimuth and zenith, rounded so that they stay within 2 pi and pi."""
+    """float32 (E, 2): azimuth and zenith, kept within 2 pi and pi, which float32 may round up."""
     pair = np.full((len(events["event_id"]), 2), np.nan, np.float32)
-    for i, (column, most) in enumerate((("azimuth", 2 * np.pi), ("zenith", np.pi))):
+    for i, (column, most) in enumerate((("azimuth", 6.283185), ("zenith", 3.1415925))):
         if column in events:
-            below = np.float32(most)
-            if below > most:
-                below = np.nextafter(below, np.float32(0))
-            pair[:, i] = np.minimum(events[column].astype(np.float32), below)
+            pair[:, i] = np.minimum(events[column].astype(np.float32), np.float32(most))
     return pair
 
 
@@ -394,15 +383,12 @@ def finish_batch(task):
         half.rename(final)
         sync_folder(task.out)
         return result
-    except (Bad, OSError, MemoryError) as e:
+    except (Bad, OSError) as e:
         with contextlib.suppress(OSError):
             remove_shard(half)
         raise e if isinstance(e, Bad) else Bad(
-            f"{half}: {getattr(e, 'strerror', None) or 'out of memory'}; nothing of this batch is "
-            "kept, and the same command goes on once there is room") from e
-
-
-# ------------------------------------------------------------------------ the processes
+            f"{e.filename or half}: {e.strerror}; nothing of this batch was kept, and the same "
+            "command goes on once that is mended") from e
 
 
 def lock_folder(out, how):
@@ -417,7 +403,6 @@ def lock_folder(out, how):
 
 def work(pipe, out):
     """A process: converts what comes through the pipe until that closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
     lock_folder(out, fcntl.LOCK_SH)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -434,13 +419,15 @@ def processes(jobs, out):
     context = multiprocessing.get_context("spawn")  # Arrow's threads do not survive a fork
     crew, pipes = [], []
     try:
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which processes inherit
         for _ in range(jobs):
             mine, theirs = context.Pipe()
             crew.append(context.Process(target=work, args=(theirs, out), daemon=True))
             crew[-1].start()
             theirs.close()
             pipes.append(mine)
-        yield pipes
+        signal.signal(signal.SIGINT, on_interrupt)
+        yield pipes.copy()
     except BaseException:
         for process in crew:
             process.terminate()
@@ -472,14 +459,11 @@ class Progress:
         text = f"{self.done_files} of {self.files} files, {self.rate():.0f} events/s, {eta}"
         if self.tty:
             filled = 30 * self.done_events // max(1, self.events)
-            print(f"\r[{'#' * filled:30}] {text}\033[K", end="", file=sys.stderr, flush=True)
+            end = "" if self.done_files < self.files else "\n"
+            print(f"\r[{'#' * filled:30}] {text}\033[K", end=end, file=sys.stderr, flush=True)
         else:
             print(f"batch_{task.number}: {events} events, {pulses} pulses; {text}",
                   file=sys.stderr, flush=True)
-
-    def end(self):
-        if self.tty and self.done_files:
-            print(file=sys.stderr)
 
 
 def run_tasks(tasks, jobs, out, progress):
@@ -511,14 +495,9 @@ def run_tasks(tasks, jobs, out, progress):
         for task in busy.values():
             remove_shard(out / f"batch_{task.number}.tmp")
         raise
-    finally:
-        progress.end()
     if failure:
         raise Bad(failure)
     return notes
-
-
-# ------------------------------------------------------------------------- the program
 
 
 def find_parts(folder):
@@ -536,16 +515,14 @@ def find_parts(folder):
 
 def write_geometry(xyz, out):
     path, half = out / "geometry.npy", out / "geometry.npy.tmp"
-    text = io.BytesIO()
-    np.save(text, xyz)
-    if path.exists():
-        if path.read_bytes() != text.getvalue():
-            raise Bad(f"{path}: these are other positions than IN's; choose another folder, or "
-                      "remove this one")
-        return
-    file = NpyWriter(half, np.float32, (3,))
-    file.append(xyz)
-    file.close()
+    array = io.BytesIO()
+    np.save(array, xyz)
+    if path.exists() and path.read_bytes() != array.getvalue():
+        raise Bad(f"{path}: other positions than those of IN; choose another folder for OUT")
+    with open(half, "wb") as file:
+        file.write(array.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
     half.rename(path)
     sync_folder(out)
 
@@ -587,6 +564,9 @@ def convert(options):
     lock = lock_folder(out, fcntl.LOCK_EX)
     fcntl.flock(lock, fcntl.LOCK_SH)  # from here on shared with the processes
     write_geometry(xyz, out)
+    if not todo:
+        print(f"{out}: all {len(chosen)} files are converted already")
+        return
     if len(todo) < len(chosen):
         print(f"{len(chosen) - len(todo)} of {len(chosen)} files are converted already")
     wanted = [[k for k in todo if k in part.events] for part in parts]
@@ -607,8 +587,10 @@ def main():
     signal.signal(signal.SIGTERM, interrupt)
     try:
         convert(parse_options())
-    except (Bad, OSError) as e:
+    except Bad as e:
         sys.exit(f"icecube_convert: {e}")
+    except OSError as e:
+        sys.exit(f"icecube_convert: {e.filename}: {e.strerror}")
     except KeyboardInterrupt:
         print("icecube_convert: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
