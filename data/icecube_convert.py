@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import csv
 import fcntl
-import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -70,7 +69,7 @@ def parquet_errors(path):
 
 def read_rows(path, columns):
     """Yields the rows in pieces, {column: array}; a float that is null comes as NaN."""
-    with parquet_errors(path), pq.ParquetFile(path, buffer_size=1 << 20) as file:
+    with parquet_errors(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
         fields = {field.name: field.type for field in file.schema_arrow}
         for name, (kind, is_kind) in columns.items():
             if name not in fields:
@@ -103,27 +102,24 @@ def read_geometry(path):
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise Bad(f"{path}: cannot be read ({getattr(e, 'strerror', e)}); expected is Kaggle's "
                   "table of sensors") from e
-    seen = set()
     for line, row in enumerate(rows, 2):
         try:
             sensor, position = int(row["sensor_id"]), [float(row[axis]) for axis in "xyz"]
         except (KeyError, TypeError, ValueError) as e:
             raise Bad(f"{path}: line {line} is not understood; expected are sensor_id,x,y,z, a "
                       "whole number and three in m") from e
-        if not 0 <= sensor < SENSORS:
-            raise Bad(f"{path}: line {line} has sensor {sensor}; expected are 0..{SENSORS - 1}")
-        if sensor in seen:
-            raise Bad(f"{path}: line {line} has sensor {sensor} a second time; expected is one "
-                      "line a sensor")
+        again = 0 <= sensor < SENSORS and not np.isnan(xyz[sensor, 0])
+        if not 0 <= sensor < SENSORS or again:
+            raise Bad(f"{path}: line {line} has sensor {sensor}{' a second time' * again}; "
+                      f"expected is each of 0..{SENSORS - 1} once")
         if not np.isfinite(np.float32(position)).all():
             raise Bad(f"{path}: line {line}: the position of sensor {sensor} is not finite: "
                       f"{position}")
-        seen.add(sensor)
         xyz[sensor] = position
-    if len(seen) < SENSORS:
-        lost = next(s for s in range(SENSORS) if s not in seen)
-        raise Bad(f"{path}: {len(seen)} sensors, without {lost} for one; expected are "
-                  f"{SENSORS}, 0..{SENSORS - 1}")
+    lost = np.flatnonzero(np.isnan(xyz[:, 0]))
+    if len(lost):
+        raise Bad(f"{path}: {SENSORS - len(lost)} sensors, without {lost[0]} for one; expected is "
+                  f"each of 0..{SENSORS - 1} once")
     return xyz
 
 
@@ -146,6 +142,8 @@ class Part:
             ids = rows["event_id"]
             self.rising &= (last is None or ids[0] > last) and bool((ids[1:] > ids[:-1]).all())
             last = ids[-1]
+        if not self.events:
+            raise Bad(f"{self.meta}: it has no rows; expected is one for each event")
 
     def ids(self):
         return read_rows(self.meta, {"batch_id": INTEGER, "event_id": INTEGER})
@@ -234,6 +232,12 @@ class NpyWriter:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
+
+
+def save_array(path, array):
+    file = NpyWriter(path, array.dtype, array.shape[1:])
+    file.append(array)
+    file.close()
 
 
 def find_pulse_faults(rows, faults):
@@ -346,12 +350,9 @@ def convert_batch(task, folder):
         events = {name: a[kept] for name, a in events.items()}
         run_ids, run_starts = write_pulses(task.batch, folder, left_out, {})
     order = np.argsort(events["first_pulse_index"])  # as the pulses lie
-    for name, dtype, row, values in (("event_id", np.int64, (), run_ids),
-                                     ("offsets", np.int64, (), run_starts),
-                                     ("direction", np.float32, (2,), directions(events)[order])):
-        file = NpyWriter(folder / f"{name}.npy", dtype, row)
-        file.append(values)
-        file.close()
+    save_array(folder / "event_id.npy", run_ids)
+    save_array(folder / "offsets.npy", run_starts)
+    save_array(folder / "direction.npy", directions(events)[order])
     return len(run_ids), int(run_starts[-1]), damaged if faults else None
 
 
@@ -391,20 +392,22 @@ def finish_batch(task):
             "command goes on once that is mended") from e
 
 
-def lock_folder(out, how):
-    """No two converters write into a folder: a process holds the lock while it lives."""
-    descriptor = os.open(out, os.O_RDONLY)
+def lock(path, how):
+    """Locks a file or folder until its descriptor is closed. No two converters write into a
+    folder: the first process locks OUT; those that it starts share a lock on OUT/geometry.npy, for
+    they may outlive it by one file if it is killed."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except OSError as e:
-        raise Bad(f"{out}: another converter is writing there; wait until it ends") from e
+    except BlockingIOError as e:
+        raise Bad(f"{path}: another converter is writing there; wait until it ends") from e
     return descriptor
 
 
 def work(pipe, out):
     """A process: converts what comes through the pipe until that closes."""
-    lock_folder(out, fcntl.LOCK_SH)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    lock(out / "geometry.npy", fcntl.LOCK_SH)
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             task = pipe.recv()
             try:
@@ -459,11 +462,14 @@ class Progress:
         text = f"{self.done_files} of {self.files} files, {self.rate():.0f} events/s, {eta}"
         if self.tty:
             filled = 30 * self.done_events // max(1, self.events)
-            end = "" if self.done_files < self.files else "\n"
-            print(f"\r[{'#' * filled:30}] {text}\033[K", end=end, file=sys.stderr, flush=True)
+            print(f"\r[{'#' * filled:30}] {text}\033[K", end="", file=sys.stderr, flush=True)
         else:
             print(f"batch_{task.number}: {events} events, {pulses} pulses; {text}",
                   file=sys.stderr, flush=True)
+
+    def end(self):
+        if self.tty and self.done_files:
+            print(file=sys.stderr)
 
 
 def run_tasks(tasks, jobs, out, progress):
@@ -474,17 +480,13 @@ def run_tasks(tasks, jobs, out, progress):
         with processes(jobs, out) as idle:
             while True:
                 while idle and failure is None and (task := next(tasks, None)):
-                    busy[idle.pop()] = task
-                    list(busy)[-1].send(task)
+                    pipe = idle.pop()
+                    busy[pipe] = task
+                    pipe.send(task)
                 if not busy:
                     break
                 for pipe in multiprocessing.connection.wait(list(busy)):
-                    try:
-                        error, result = pipe.recv()
-                    except EOFError as e:
-                        raise Bad(f"{busy[pipe].batch}: the process that converted it was ended "
-                                  "from outside, perhaps for want of memory; try fewer --jobs"
-                                  ) from e
+                    error, result = pipe.recv()
                     task = busy.pop(pipe)
                     idle.append(pipe)
                     failure = failure or error
@@ -495,6 +497,8 @@ def run_tasks(tasks, jobs, out, progress):
         for task in busy.values():
             remove_shard(out / f"batch_{task.number}.tmp")
         raise
+    finally:
+        progress.end()
     if failure:
         raise Bad(failure)
     return notes
@@ -515,16 +519,15 @@ def find_parts(folder):
 
 def write_geometry(xyz, out):
     path, half = out / "geometry.npy", out / "geometry.npy.tmp"
-    array = io.BytesIO()
-    np.save(array, xyz)
-    if path.exists() and path.read_bytes() != array.getvalue():
-        raise Bad(f"{path}: other positions than those of IN; choose another folder for OUT")
-    with open(half, "wb") as file:
-        file.write(array.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    half.rename(path)
-    sync_folder(out)
+    try:
+        save_array(half, xyz)
+        if not path.exists():
+            half.rename(path)
+            sync_folder(out)
+        elif path.read_bytes() != half.read_bytes():
+            raise Bad(f"{path}: other positions than those of IN; choose another folder for OUT")
+    finally:
+        half.unlink(missing_ok=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -561,9 +564,9 @@ def convert(options):
                           f"{part.events[number]} events of it; fetch it, or choose others with "
                           "--batches")
     out.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(out, fcntl.LOCK_EX)
-    fcntl.flock(lock, fcntl.LOCK_SH)  # from here on shared with the processes
+    lock(out, fcntl.LOCK_EX)
     write_geometry(xyz, out)
+    os.close(lock(out / "geometry.npy", fcntl.LOCK_EX))  # nobody is left over
     if not todo:
         print(f"{out}: all {len(chosen)} files are converted already")
         return
@@ -589,8 +592,11 @@ def main():
         convert(parse_options())
     except Bad as e:
         sys.exit(f"icecube_convert: {e}")
+    except (EOFError, ConnectionError):
+        sys.exit("icecube_convert: one of the processes was ended from outside, perhaps for want "
+                 "of memory; the same command goes on, with fewer --jobs if need be")
     except OSError as e:
-        sys.exit(f"icecube_convert: {e.filename}: {e.strerror}")
+        sys.exit(f"icecube_convert: {e.filename or 'OUT'}: {e.strerror}")
     except KeyboardInterrupt:
         print("icecube_convert: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

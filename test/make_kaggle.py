@@ -157,6 +157,7 @@ BAD = {
     "auxiliary-type": retype(first, "auxiliary", np.int64),
     "row-type": retype(train, "event_id", np.float64),
     "null": retype(first, "time", lambda a: pa.array(a, mask=np.arange(len(a)) == 5)),
+    "no-rows": lambda d: d.train.update({c: a[:0] for c, a in d.train.items()}),
     "both": lambda d: d.test.update(batch_id=np.full(EVENTS, 2)),
 }
 

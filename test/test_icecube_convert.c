@@ -263,6 +263,7 @@ static void test_bad_input(void **state) {
         {"@auxiliary-type", "column auxiliary has type int64; expected is a boolean"},
         {"@row-type", "train_meta.parquet: column event_id has type double"},
         {"@null", "column time has values that are null"},
+        {"@no-rows", "train_meta.parquet: it has no rows"},
         {"@both", "batch 2 is in train_meta.parquet and in test_meta.parquet"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -320,10 +321,13 @@ static void test_strangers(void **state) {
     if (!have_python()) skip();
     char path[SCRATCH_PATH];
     assert_int_equal(mkdir(scratch_path(state, "strange", path), 0777), 0);
-    const int fd = open(path, O_RDONLY);
-    assert_int_equal(flock(fd, LOCK_SH), 0);
-    refused(convert(state, "@good", "@strange"), "another converter is writing there");
-    close(fd);
+    for (int i = 0; i < 2; i++) { /* the converter, and a process that outlived it */
+        const int fd = open(scratch_path(state, i ? "strange/geometry.npy" : "strange", path), 0);
+        assert_int_equal(flock(fd, LOCK_SH), 0);
+        refused(convert(state, "@good", "@strange"), "another converter is writing there");
+        close(fd);
+        good(convert(state, "@good", "@strange", "--batches", "1"), "strange");
+    }
     assert_int_equal(mkdir(scratch_path(state, "strange/batch_3", path), 0777), 0);
     leave(state, "strange/batch_3/notes.txt");
     refused(convert(state, "@good", "@strange"), "batch_3: Directory not empty");
