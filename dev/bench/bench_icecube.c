@@ -2,12 +2,15 @@
  * the notes' statistics: 20 to 90 DOMs an event, of which 78 % have one pulse, 16 % two or three,
  * 4 % four to ten and 2 % eleven to 27: about 97 pulses on 50 DOMs.
  *
- *   ./bench_icecube [--batch N] [--attn NAME] [--threads N] [--repeats N] [--profile] [--json FILE]
+ *   ./bench_icecube [--batch N] [--attn NAME] [--max-pulses N] [--threads N] [--repeats N]
+ *                   [--profile] [--json FILE]
  *
- * A training step is forward, backward, gradient norm and AdamW; inference is forward alone. The
- * batch is collated once: loading is bench_loader's. roof: the share of the step's matrix products
- * in what a product of 1024 x 1024 matrices reaches in the same turns. */
+ * A training step is forward, backward, gradient norm and AdamW; inference is forward alone. Both
+ * go in parts of at most max-pulses pulses, as train_icecube's do. The batch is collated once:
+ * loading is bench_loader's. roof: the share of the step's matrix products in what a product of
+ * 1024 x 1024 matrices reaches in the same turns. */
 #include <cjson/cJSON.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,20 +23,21 @@
 #include "llmc_like/run.h"
 #include "models/icecube.h"
 
-enum { MAX_REPEATS = 200, MAX_DOMS = 90, MAX_PULSES = 27, SIZES = 3 };
+enum { MAX_REPEATS = 200, MAX_DOMS = 90, MAX_PULSES = 27, MAX_PARTS = 1024, SIZES = 3 };
 
 typedef struct Bench {
-    int batch, threads, repeats;
+    int batch, max_pulses, threads, repeats;
     bool profile;
     const char *attn, *device, *json;
     double dropout;
 } Bench;
 
-typedef struct Batch {
+/* Some of a batch's events. */
+typedef struct Part {
     int B, M, N;
     int32_t *dom_offsets, *event_offsets;
     float *pulse, *xyz, *direction;
-} Batch;
+} Part;
 
 /* A whole number from a to b. */
 static int between(RngStream *r, int a, int b) {
@@ -48,33 +52,36 @@ static int pulses_of_a_dom(RngStream *r) {
                        : between(r, 11, MAX_PULSES);
 }
 
-static void batch_make(Batch *b, int events) {
-    RngStream r = {.key = {(uint64_t)events, 0, RNG_TEST}};
-    const size_t doms = (size_t)events * MAX_DOMS;
-    *b = (Batch){.B = events};
+static float *normals(uint32_t stream, int64_t n) {
+    float *x = malloc(sizeof *x * (size_t)n);
+    CHECK(x, "no memory for %lld numbers", (long long)n);
+    rng_normal((RngKey){1, stream, RNG_TEST}, 0, x, n);
+    return x;
+}
+
+/* Events are added until there are `events` of them or max_pulses pulses; the last one may go
+ * beyond by less than an event. */
+static void part_make(Part *b, int events, int max_pulses, RngStream *r) {
+    *b = (Part){0};
     b->event_offsets = malloc(sizeof(int32_t) * ((size_t)events + 1));
-    b->dom_offsets = malloc(sizeof(int32_t) * (doms + 1));
+    b->dom_offsets = malloc(sizeof(int32_t) * ((size_t)events * MAX_DOMS + 1));
     CHECK(b->event_offsets && b->dom_offsets, "no memory for %d events", events);
     b->event_offsets[0] = b->dom_offsets[0] = 0;
-    for (int i = 0; i < events; i++) {
-        for (int n = between(&r, 20, MAX_DOMS); n > 0; n--)
-            b->dom_offsets[++b->M] = b->N += pulses_of_a_dom(&r);
-        b->event_offsets[i + 1] = b->M;
+    while (b->B < events && b->N < max_pulses) {
+        for (int n = between(r, 20, MAX_DOMS); n > 0; n--)
+            b->dom_offsets[++b->M] = b->N += pulses_of_a_dom(r);
+        b->event_offsets[++b->B] = b->M;
     }
-    b->pulse = malloc(sizeof(float) * 4 * (size_t)b->N);
-    b->xyz = malloc(sizeof(float) * 3 * (size_t)b->M);
-    b->direction = malloc(sizeof(float) * 3 * (size_t)events);
-    CHECK(b->pulse && b->xyz && b->direction, "no memory for %d pulses", b->N);
-    rng_normal((RngKey){1, 1, RNG_TEST}, 0, b->pulse, 4 * b->N);
-    rng_normal((RngKey){1, 2, RNG_TEST}, 0, b->xyz, 3 * b->M);
-    rng_normal((RngKey){1, 3, RNG_TEST}, 0, b->direction, 3 * events);
-    for (float *d = b->direction; d < b->direction + 3 * events; d += 3) {
+    b->pulse = normals(1, 4 * b->N);
+    b->xyz = normals(2, 3 * b->M);
+    b->direction = normals(3, 3 * b->B);
+    for (float *d = b->direction; d < b->direction + 3 * b->B; d += 3) {
         const float length = sqrtf(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
         for (int i = 0; i < 3; i++) d[i] /= length;
     }
 }
 
-static void batch_free(Batch *b) {
+static void part_free(Part *b) {
     free(b->dom_offsets);
     free(b->event_offsets);
     free(b->pulse);
@@ -85,32 +92,47 @@ static void batch_free(Batch *b) {
 typedef struct Run {
     Ctx c;
     Ice m;
-    Mask doms, events;
+    Mask dom_mask, event_mask;
     Optim optim;
-    Batch b;
+    int events, pulses, doms, n_parts;
+    Part part[MAX_PARTS];
 } Run;
 
-static Tensor *forward(Run *r, uint32_t step) {
-    const Batch *b = &r->b;
+static void batch_make(Run *r, int events, int max_pulses) {
+    RngStream numbers = {.key = {(uint64_t)events, 0, RNG_TEST}};
+    while (r->events < events) {
+        CHECK(r->n_parts < MAX_PARTS, "more than %d parts", MAX_PARTS);
+        Part *b = &r->part[r->n_parts++];
+        part_make(b, events - r->events, max_pulses, &numbers);
+        r->events += b->B, r->doms += b->M, r->pulses += b->N;
+    }
+}
+
+static Tensor *forward(Run *r, int part, uint32_t step) {
+    const Part *b = &r->part[part];
     Ctx *c = &r->c;
     ctx_step_begin(c);
-    mask_set_documents(&r->doms, b->dom_offsets, b->M);
-    mask_set_documents(&r->events, b->event_offsets, b->B);
+    mask_set_documents(&r->dom_mask, b->dom_offsets, b->M);
+    mask_set_documents(&r->event_mask, b->event_offsets, b->B);
     const IceInput in = {
         .pulse = ctx_input(c, "pulse", DT_F32, 3, (int64_t[]){1, b->N, 4}, b->pulse),
         .xyz = ctx_input(c, "xyz", DT_F32, 3, (int64_t[]){1, b->M, 3}, b->xyz),
         .dom_offsets = ctx_input(c, "doms", DT_I32, 1, (int64_t[]){b->M + 1}, b->dom_offsets),
         .event_offsets = ctx_input(c, "events", DT_I32, 1, (int64_t[]){b->B + 1}, b->event_offsets),
-        .step = step};
+        .step = step,
+        .part = (uint32_t)part};
     return ice_forward(c, &r->m, &in);
 }
 
 static double train_step(Run *r, int step) {
     const double t0 = now_s();
-    Tensor *x = forward(r, (uint32_t)step);
-    Tensor *y = ctx_input(&r->c, "direction", DT_F32, 3, x->shape, r->b.direction);
     params_zero_grad(&r->m.params);
-    tape_backward(&r->c, op_angle_loss(&r->c, x, y), 1);
+    for (int i = 0; i < r->n_parts; i++) {
+        Tensor *x = forward(r, i, (uint32_t)step);
+        Tensor *y = ctx_input(&r->c, "direction", DT_F32, 3, x->shape, r->part[i].direction);
+        const double share = (double)r->part[i].B / r->events;
+        tape_backward(&r->c, op_angle_loss(&r->c, x, y), share);
+    }
     optim_step(&r->c, &r->optim, &r->m.params, 1, 1);
     return now_s() - t0;
 }
@@ -118,7 +140,7 @@ static double train_step(Run *r, int step) {
 static double inference(Run *r) {
     const double t0 = now_s();
     r->c.recording = false;
-    forward(r, 0);
+    for (int i = 0; i < r->n_parts; i++) forward(r, i, 0);
     r->c.recording = true;
     return now_s() - t0;
 }
@@ -145,7 +167,7 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
     const double train = median(train_s, o->repeats);
     if (o->profile) {
         const double peak = peak_gflops(&r->c);
-        printf("batch %d: %.1f ms a step\n", r->b.B, 1e3 * train);
+        printf("batch %d: %.1f ms a step\n", r->events, 1e3 * train);
         profile_print(&r->c, o->repeats, peak, stdout);
         return;
     }
@@ -153,19 +175,19 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
     const double MiB = 1.0 / (1 << 20);
     const double memory =
         MiB * (double)(r->c.activations.peak + r->c.gradients.peak + r->c.workspace.peak);
-    printf("%6d %7d %6d %9.1f %9.0f %6.1f%% %9.1f %9.0f %9.0f\n", r->b.B, r->b.N, r->b.M,
-           1e3 * train, r->b.B / train, 1e-7 * flops / train / gflops, 1e3 * infer, r->b.B / infer,
-           memory);
+    printf("%6d %7d %6d %9.1f %9.0f %6.1f%% %9.1f %9.0f %9.0f\n", r->events, r->pulses, r->doms,
+           1e3 * train, r->events / train, 1e-7 * flops / train / gflops, 1e3 * infer,
+           r->events / infer, memory);
     cJSON *j = cJSON_CreateObject();
     cJSON_AddItemToArray(all, j);
     const struct {
         const char *name;
         double value;
-    } row[] = {{"batch", r->b.B},
-               {"pulses", r->b.N},
-               {"doms", r->b.M},
-               {"train_events_per_s", r->b.B / train},
-               {"inference_events_per_s", r->b.B / infer},
+    } row[] = {{"batch", r->events},
+               {"pulses", r->pulses},
+               {"doms", r->doms},
+               {"train_events_per_s", r->events / train},
+               {"inference_events_per_s", r->events / infer},
                {"train_ms", 1e3 * train},
                {"inference_ms", 1e3 * infer},
                {"step_gflop", 1e-9 * flops},
@@ -184,34 +206,35 @@ static int bench_size(const Bench *o, int events, cJSON *all, Err *e) {
     g.dropout = o->dropout;
     Run *r = calloc(1, sizeof *r);
     CHECK(r, "no memory for the benchmark");
-    batch_make(&r->b, events);
+    batch_make(r, events, o->max_pulses ? o->max_pulses : INT_MAX);
     r->optim = optim_default();
-    int status = mask_init_documents(&r->doms, "document", "", g.n_heads, e);
-    if (!status) status = mask_init_documents(&r->events, "document", "", g.n_heads, e);
+    int status = mask_init_documents(&r->dom_mask, "document", "", g.n_heads, e);
+    if (!status) status = mask_init_documents(&r->event_mask, "document", "", g.n_heads, e);
     if (!status) status = ctx_init(&r->c, o->device, o->threads, 1, false, e);
-    mask_set_documents(&r->doms, r->b.dom_offsets, r->b.M);
+    const Part *first = &r->part[0];
+    if (!status) mask_set_documents(&r->dom_mask, first->dom_offsets, first->M);
     const int D = g.d_model / g.n_heads;
-    const AttnStride stride = {(int64_t)r->b.N * g.d_model, g.d_model, D};
+    const AttnStride stride = {(int64_t)first->N * g.d_model, g.d_model, D};
     const AttnArgs shape = {.B = 1,
                             .H = g.n_heads,
-                            .Tq = r->b.N,
-                            .Tk = r->b.N,
+                            .Tq = first->N,
+                            .Tk = first->N,
                             .D = D,
                             .dtype = DT_F32,
                             .scale = 1,
-                            .mask = &r->doms,
+                            .mask = &r->dom_mask,
                             .qs = stride,
                             .ks = stride,
                             .vs = stride,
                             .os = stride};
     if (!status) status = attn_choose(&r->c, o->attn, &shape, e);
-    if (!status) status = ice_init(&r->m, &g, &r->doms, &r->events, 1, true, false, e);
+    if (!status) status = ice_init(&r->m, &g, &r->dom_mask, &r->event_mask, 1, true, false, e);
     if (!status) measure(o, r, all);
     ice_free(&r->m);
     ctx_free(&r->c);
-    mask_free(&r->doms);
-    mask_free(&r->events);
-    batch_free(&r->b);
+    mask_free(&r->dom_mask);
+    mask_free(&r->event_mask);
+    for (int i = 0; i < r->n_parts; i++) part_free(&r->part[i]);
     free(r);
     return status;
 }
@@ -223,10 +246,9 @@ static int bench(const Bench *o, Err *e) {
     if (!o->profile)
         printf("%6s %7s %6s %9s %9s %7s %9s %9s %9s\n", "events", "pulses", "DOMs", "train ms",
                "events/s", "roof", "infer ms", "events/s", "MiB");
-    for (int i = 0; !status && i < SIZES; i++)
-        if (!o->batch || o->batch == sizes[i] ||
-            (i == 0 && o->batch != sizes[1] && o->batch != sizes[2]))
-            status = bench_size(o, o->batch ? o->batch : sizes[i], all, e);
+    if (o->batch) status = bench_size(o, o->batch, all, e);
+    for (int i = 0; !status && !o->batch && i < SIZES; i++)
+        status = bench_size(o, sizes[i], all, e);
     char *text = cJSON_Print(all);
     cJSON_Delete(all);
     CHECK(text, "no memory for the JSON text");
@@ -240,6 +262,8 @@ int main(int argc, char **argv) {
     Bench o;
     const Option table[] = {
         {"batch", OPT_INT, &o.batch, "0", 0, 1 << 16, "events; 0: 64, 256 and 1024", NULL},
+        {"max-pulses", OPT_INT, &o.max_pulses, "8192", 0, INT_MAX, "pulses a part; 0: no limit",
+         NULL},
         {"attn", OPT_STRING, &o.attn, "sdpa", 0, 0, "backend, or auto", NULL},
         {"dropout", OPT_DOUBLE, &o.dropout, "0.1", 0, 0.99, "of the model", NULL},
         {"threads", OPT_INT, &o.threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
