@@ -56,6 +56,9 @@ ATTN_LIST(ATTN_ENTRY)
 #define ATTN_ADDRESS(id, flag, text) &id##_entry,
 const AttnBackend *const attn_backends[] = {ATTN_LIST(ATTN_ADDRESS) NULL};
 
+#define ATTN_CHOICE(id, flag, text) flag "|"
+const char attn_choices[] = ATTN_LIST(ATTN_CHOICE) "auto|all";
+
 const AttnBackend *attn_find(const char *name) {
     for (int i = 0; attn_backends[i]; i++)
         if (!strcmp(attn_backends[i]->name, name)) return attn_backends[i];

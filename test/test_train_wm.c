@@ -131,7 +131,7 @@ static void help(void **state) {
         "save-every", "profile", "frames", "n-heads", "n-blocks",   "d-model"};
     char *out = cli_good(cli_run(state, "--help")), flag[64];
     WmSettings s = {.model = wm_config_default()};
-    Option row[WM_MAX_OPTIONS];
+    Option row[TRAIN_MAX_OPTIONS];
     const int n = wm_options(&s, row);
     for (int i = 0; i < n; i++) {
         snprintf(flag, sizeof flag, row[i].kind == OPT_FLAG ? "--[no-]%s" : "  --%s", row[i].name);
@@ -190,7 +190,7 @@ static void check_run_json(void **state) {
     free(text);
     const cJSON *options = cJSON_GetObjectItemCaseSensitive(run, "options");
     WmSettings s = {.model = wm_config_default()};
-    Option row[WM_MAX_OPTIONS];
+    Option row[TRAIN_MAX_OPTIONS];
     const int n = wm_options(&s, row);
     for (int i = 0; i < n; i++) {
         const cJSON *o = cJSON_GetObjectItemCaseSensitive(options, row[i].name);
