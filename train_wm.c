@@ -35,6 +35,11 @@ static int options(void *self, Option *row) {
     return wm_options(&p->s, row);
 }
 
+static int preset(void *self, Err *e) {
+    Program *p = self;
+    return preset_apply(wm_presets, p->s.train.preset, &p->t.options, e);
+}
+
 static int adopt(void *self, const char *config, Err *e) {
     Program *p = self;
     return wm_adopt_config(&p->t.options, &p->s, config, e);
@@ -310,8 +315,8 @@ static const TrainProgram train_wm = {
     .unit = {"tokens"},
     .calmer = "a smaller --lr-muon and --lr-adam, or a longer --warmup",
     .own = wm_own_options,
-    .preset = wm_presets,
     .options = options,
+    .preset = preset,
     .adopt = adopt,
     .open = open_run,
     .model = open_model,

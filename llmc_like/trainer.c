@@ -203,6 +203,15 @@ static bool due(int every, int64_t step, int64_t last) {
     return every && (step % every == 0 || step == last);
 }
 
+/* What evaluation computes is no part of a step's profile. */
+static int evaluate(Trainer *t, int64_t step, double *loss, Err *e) {
+    OpProfile steps[PROFILE_MAX_OPS];
+    memcpy(steps, t->c.profile, sizeof steps);
+    const int status = t->program->evaluate(t->self, step, loss, e);
+    memcpy(t->c.profile, steps, sizeof steps);
+    return status;
+}
+
 static int train(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
     int64_t step = t->first_step; /* the first step touches fresh memory: no step to profile */
@@ -213,8 +222,8 @@ static int train(Trainer *t, Err *e) {
         if (step == profiled) ctx_profile_reset(&t->c);
         if (train_step(t, step, &f, e)) return -1;
         if (run_log_step(&t->log, step, &f, e)) return -1;
-        const bool failed = due(s->eval_every, step + 1, s->steps) &&
-                            t->program->evaluate(t->self, step + 1, &loss, e);
+        const bool failed =
+            due(s->eval_every, step + 1, s->steps) && evaluate(t, step + 1, &loss, e);
         if (failed && !isfinite(loss)) return -1; /* never over a good checkpoint */
         if ((due(s->save_every, step + 1, s->steps) || (s->save_every && !isnan(loss))) &&
             save(t, step + 1, loss, e)) /* also where a picture could not be written */
@@ -411,7 +420,7 @@ static int parse(Trainer *t, int argc, char **argv, Err *e) {
         return err_set(e, "--attn all begins anew with each backend; give --init, not --resume");
     if ((s->resume != NULL) + (s->init != NULL) + (s->use != NULL) > 1)
         return err_set(e, "--resume, --init and --%s exclude each other; give one", g->use);
-    if (preset_apply(g->preset, s->preset, &t->options, e)) return -1;
+    if (g->preset(t->self, e)) return -1;
     if (!option_was_set(&t->options, "out"))
         s->out = s->resume && *s->resume && resume_folder(s->resume, t->out)
                      ? t->out

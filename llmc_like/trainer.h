@@ -10,8 +10,8 @@
  *   loss = 1 / accumulate  sum over batches  sum over parts  share x loss(part)
  *
  * Each function gets the program as `self`, and fails with -1 and a sentence. The order of calls:
- *   options, adopt (with a checkpoint), open; plan: model (dry), first, parts, loss (dry), memory,
- *   model_free; model, use or: make (in the loader's thread), parts, share, loss, evaluate;
+ *   options, preset, adopt (with a checkpoint), open; plan: model (dry), first, parts, loss (dry),
+ * memory, model_free; model, use or: make (in the loader's thread), parts, share, loss, evaluate;
  *   model_free, close. The last two run after a failure, too, on whatever there is. */
 #ifndef LLMC_LIKE_TRAINER_H
 #define LLMC_LIKE_TRAINER_H
@@ -47,9 +47,8 @@ typedef struct TrainProgram {
     const char *leaner;     /* what to try where a part needs more memory than there is */
     const char *const *own; /* options about one run of the program, NULL at the end: a checkpoint
                                does not bring them back */
-    const Preset *preset;
-
     int (*options)(void *self, Option *row); /* all rows, train_options' included; how many */
+    int (*preset)(void *self, Err *e);       /* gives options the defaults of the preset named */
     /* Takes over the sizes of a checkpoint's config where the user named none; NULL: it has none.
      */
     int (*adopt)(void *self, const char *config, Err *e);
