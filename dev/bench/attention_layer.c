@@ -48,10 +48,10 @@ static void layer_make(Layer *l) {
 }
 
 static Tensor *layer_forward(Ctx *c, const Layer *l, Tensor *x, Tensor *offsets, const Mask *mask) {
-    x = op_linear(c, x, &l->input);                                /* (1, N, C)      */
-    const Qkv a = op_split_heads(c, op_linear(c, x, &l->qkv), 1);  /* 3 (1, N, 1, C) */
-    x = op_attention(c, a.q, a.k, a.v, mask, 1 / sqrtf((float)C)); /* (1, N, C)      */
-    return op_segment_mean(c, op_linear(c, x, &l->out), offsets);  /* (1, M, C)      */
+    x = op_linear(c, x, &l->input);                               /* (1, N, C)  */
+    x = op_linear(c, x, &l->qkv);                                 /* (1, N, 3C) */
+    x = op_attention_packed(c, x, 1, mask, 1 / sqrtf((float)C));  /* (1, N, C)  */
+    return op_segment_mean(c, op_linear(c, x, &l->out), offsets); /* (1, M, C)  */
 }
 
 /* Pulses on DOMs: the first has the most, the next quarter share what the others, with one each,
