@@ -328,8 +328,7 @@ def directions(events):
 
 def name_faults(faults):
     named = [f"event {event} ({faults[event]})" for event in sorted(faults)[:NAMED]]
-    more = len(faults) - len(named)
-    return ", ".join(named) + (f" and {more} more" if more else "")
+    return ", ".join(named) + (f" and {len(faults) - NAMED} more" if len(faults) > NAMED else "")
 
 
 def convert_batch(task, folder):
@@ -431,6 +430,7 @@ def processes(jobs, out):
         signal.signal(signal.SIGINT, on_interrupt)
         yield pipes.copy()
     except BaseException:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience must not stop the tidying up
         for process in crew:
             process.terminate()
         raise
@@ -445,8 +445,8 @@ class Progress:
     """A bar on a terminal, else a line a file; both on stderr."""
 
     def __init__(self, files, events):
-        self.files, self.events, self.pulses = files, events, 0
-        self.done_files = self.done_events = 0
+        self.files, self.events = files, events
+        self.done_files = self.done_events = self.kept_events = self.kept_pulses = 0
         self.begin, self.tty = time.monotonic(), sys.stderr.isatty()
 
     def rate(self):
@@ -455,7 +455,8 @@ class Progress:
     def step(self, task, events, pulses):
         self.done_files += 1
         self.done_events += len(task.events["event_id"])
-        self.pulses += pulses
+        self.kept_events += events
+        self.kept_pulses += pulses
         left = round((self.events - self.done_events) / self.rate())
         eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         text = f"{self.done_files} of {self.files} files, {self.rate():.0f} events/s, {eta}"
@@ -573,15 +574,12 @@ def convert(options):
     tasks = (task for part in parts for task in part.tasks(todo, out, options.skip_bad))
     for note in run_tasks(tasks, min(options.jobs, len(todo)), out, progress):
         print(f"left out: {note}")
-    print(f"{out}: {len(todo)} files, {progress.done_events} events, {progress.pulses} pulses, "
-          f"{progress.rate():.0f} events/s")
+    print(f"{out}: {len(todo)} files, {progress.kept_events} events, {progress.kept_pulses} "
+          f"pulses, {progress.rate():.0f} events/s")
 
 
 def main():
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         convert(parse_options())
     except Bad as e:

@@ -1,12 +1,12 @@
-"""For test_icecube_convert: small folders in Kaggle's layout, good and bad, and an independent look
-at what the converter made. For measuring it, one of Kaggle's size.
+"""For test_icecube_convert: small folders in Kaggle's layout, good and bad, and an independent
+look at what the converter made. For measuring it, one with files of Kaggle's size.
 
     make_kaggle.py make FOLDER      FOLDER/good, and FOLDER/NAME for each bad one
     make_kaggle.py check IN OUT     exit status 1 where the shards in OUT are not what IN has
     make_kaggle.py large FOLDER     4 batches of 200,000 events of 100 pulses; 0.4 GB
 
-The good one has batches 1 and 2 of train, 3 of test, each of 12 events. What is in them follows from
-batch k, event i and pulse j alone; the C side knows the same formulas.
+The good one has batches 1 and 2 of train, 3 of test, each of 12 events. What is in them follows
+from batch k, event i and pulse j alone; the C side knows the same formulas.
 """
 import sys
 from pathlib import Path
@@ -189,7 +189,8 @@ def large(folder, batches=4, events=200_000, pulses=100):
     (folder / "train").mkdir(parents=True)
     for k in range(batches):
         ids = np.repeat(np.arange(events * k, events * (k + 1)), pulses)
-        pq.write_table(pa.table({**table, "event_id": ids}), folder / "train" / f"batch_{k}.parquet")
+        pq.write_table(pa.table({**table, "event_id": ids}),
+                       folder / "train" / f"batch_{k}.parquet")
     event = np.arange(events * batches)
     start = event % events * pulses
     pq.write_table(pa.table({"batch_id": event // events, "event_id": event,
