@@ -41,7 +41,7 @@ typedef struct Mask {
     bool within;    /* inside a document not everything is visible: lo and hi, or (where they are
                        NULL) the rest of the mask expression, say what is */
     int32_t *own;   /* offsets, document by position, lo and hi live here */
-    size_t own_cap; /* in numbers */
+    size_t own_cap; /* in numbers; 0 where mask_init made it, once for all */
 } Mask;
 
 /* What a mask is made from. S tokens a frame for frame-causal. mask_text: a name (full, causal,
@@ -119,6 +119,7 @@ typedef struct AttnBackend {
 } AttnBackend;
 
 extern const AttnBackend *const attn_backends[]; /* NULL at the end */
+extern const char attn_choices[];                /* their names, "auto" and "all", as "a|b|c" */
 const AttnBackend *attn_find(const char *name);  /* NULL: no such backend */
 
 /* Sets c->attn to the backend of that name for calls shaped like `a`, or to the fastest for "auto":

@@ -104,12 +104,24 @@ static void names_as_expression(const char *text, char expr[EXPRESSION_TEXT]) {
     }
 }
 
-/* Fills lo and hi from the names, and doc (T) with the document of each position; *has_doc says
- * whether there was one. */
-static int init_names(Mask *m, const char *text, int S, int *doc, bool *has_doc, Err *e) {
-    m->lo = calloc((size_t)m->T, sizeof *m->lo);
-    m->hi = calloc((size_t)m->T, sizeof *m->hi);
-    CHECK(m->lo && m->hi, "no memory for the intervals of %d positions", m->T);
+/* Documents of `length` positions; the last may be shorter. doc (T): the document of each position.
+ */
+static void init_documents(Mask *m, int length, int *doc) {
+    int32_t *offsets = m->own + 2 * (size_t)m->T;
+    m->offsets = offsets;
+    m->n_docs = (m->T - 1) / length + 1;
+    m->longest = smallest(length, m->T);
+    for (int d = 1; d < m->n_docs; d++) offsets[d] = d * length;
+    offsets[m->n_docs] = m->T;
+    for (int i = 0; i < m->T; i++) doc[i] = i / length;
+}
+
+/* Fills lo and hi, and documents with doc (T), from the names. */
+static int init_names(Mask *m, const char *text, int S, int *doc, Err *e) {
+    m->own = calloc(3 * (size_t)m->T + 1, sizeof *m->own);
+    CHECK(m->own, "no memory for the intervals of %d positions", m->T);
+    m->lo = m->own;
+    m->hi = m->own + m->T;
     for (int i = 0; i < m->T; i++) m->hi[i] = m->T;
     for (const char *end = text, *start = text;; start = end + 1) {
         const Part part = read_part(start, &end);
@@ -117,25 +129,25 @@ static int init_names(Mask *m, const char *text, int S, int *doc, bool *has_doc,
         if (read_number(&part, text, &number, e)) return -1;
         intersect(m, &part, number, S);
         if (part.name == NAME_DOCUMENT) {
-            if (*has_doc)
+            if (m->offsets)
                 return err_set(e, "--mask %s: document occurs twice; give one length", text);
-            for (int i = 0; i < m->T; i++) doc[i] = i / number;
-            *has_doc = true;
+            init_documents(m, number, doc);
         }
-        if (!*end) return 0;
+        if (!*end) break;
     }
+    m->within = m->offsets && strchr(text, '&');
+    return 0;
 }
 
 static int init_parts(Mask *m, const char *mask_text, const char *score_text, int S, int B, int H,
                       int *frame, int *doc, Err *e) {
-    bool has_doc = false;
     const bool names = is_names(mask_text);
-    if (names && init_names(m, mask_text, S, doc, &has_doc, e)) return -1;
+    if (names && init_names(m, mask_text, S, doc, e)) return -1;
     m->has_mask_expr = !names;
     m->has_score_expr = score_text && *score_text;
     for (int i = 0; i < m->T; i++) frame[i] = i / S;
     const FlexArray arrays[] = {{"frame", frame, m->T}, {"doc", doc, m->T}};
-    const int n_arrays = has_doc ? 2 : 1;
+    const int n_arrays = m->offsets ? 2 : 1;
     char expr[EXPRESSION_TEXT];
     FlexProgram *p = NULL, *code = NULL;
     if ((m->has_mask_expr || m->has_score_expr) &&
@@ -149,11 +161,9 @@ static int init_parts(Mask *m, const char *mask_text, const char *score_text, in
     return 0;
 }
 
-int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int S, int B, int H,
-              Err *e) {
-    CHECK(T > 0 && S > 0 && B > 0 && H > 0, "T %d, S %d, B %d, H %d", T, S, B, H);
+/* Empties *m but for the text. */
+static int keep_text(Mask *m, const char *mask_text, Err *e) {
     memset(m, 0, sizeof *m);
-    m->T = T;
     if (strspn(mask_text, " \t") == strlen(mask_text))
         return err_set(e, "--mask is empty; give %s, or an expression such as 'q >= k'",
                        names_help);
@@ -161,6 +171,14 @@ int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int
         return err_set(e, "--mask has %zu characters; at most %zu are kept, so shorten it",
                        strlen(mask_text), sizeof m->text - 1);
     strcpy(m->text, mask_text);
+    return 0;
+}
+
+int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int S, int B, int H,
+              Err *e) {
+    CHECK(T > 0 && S > 0 && B > 0 && H > 0, "T %d, S %d, B %d, H %d", T, S, B, H);
+    if (keep_text(m, mask_text, e)) return -1;
+    m->T = T;
     int *arrays = calloc(2 * (size_t)T, sizeof *arrays);
     CHECK(arrays, "no memory for the frames of %d positions", T);
     const int status = init_parts(m, mask_text, score_text, S, B, H, arrays, arrays + T, e);
@@ -169,11 +187,94 @@ int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int
     return status;
 }
 
+/* The text of a mask over each batch's documents as an expression; NULL for names that are none. */
+static const char *documents_as_expression(const char *text) {
+    if (!is_names(text)) return text;
+    const char *end;
+    const Part part = read_part(text, &end);
+    return part.name == NAME_DOCUMENT && !part.has_number && !*end ? "doc[q] == doc[k]" : NULL;
+}
+
+/* The expressions are tried on documents of 1, 1, 2, 3, 5, .. 89 positions. */
+static int parse_documents(FlexProgram **p, const char *expr, const char *score_text, int H,
+                           Err *e) {
+    enum { TRIAL_DOCS = 11, TRIAL_T = 232 };
+    int doc[TRIAL_T], n = 0;
+    for (int d = 0, rows = 1, next = 1; d < TRIAL_DOCS; d++) {
+        for (int i = 0; i < rows; i++) doc[n++] = d;
+        const int sum = rows + next;
+        rows = next, next = sum;
+    }
+    CHECK(n == TRIAL_T, "%d positions", n);
+    return flex_parse(p, expr, score_text, &(FlexArray){"doc", doc, n}, 1, n, 1, H, e);
+}
+
+int mask_init_documents(Mask *m, const char *mask_text, const char *score_text, int H, Err *e) {
+    CHECK(H > 0, "H %d", H);
+    if (keep_text(m, mask_text, e)) return -1;
+    const char *expr = documents_as_expression(mask_text);
+    if (!expr)
+        return err_set(e,
+                       "--mask %s: documents come with each batch here, so the one mask by name is "
+                       "document; give it, or an expression with the factor doc[q] == doc[k], such "
+                       "as 'doc[q] == doc[k] && k <= q'",
+                       mask_text);
+    FlexProgram *p;
+    if (parse_documents(&p, expr, score_text, H, e)) return -1;
+    if (!flex_by_document(p)) {
+        flex_free(p);
+        return err_set(e,
+                       "--mask %s: this does not keep the documents of a batch apart in a way that "
+                       "is recognised; join 'doc[q] == doc[k]' to the rest by &&, as in "
+                       "'doc[q] == doc[k] && (REST)', or give document",
+                       mask_text);
+    }
+    m->code = p;
+    m->has_mask_expr = m->within = flex_has_rest(p);
+    m->has_score_expr = flex_has_score(p);
+    if (m->has_mask_expr || m->has_score_expr) m->flex = p;
+    mask_set_documents(m, (const int32_t[]){0}, 0);
+    return 0;
+}
+
+/* The memory holds offsets, the document of each position (padded as flex_bind wants it), lo, hi.
+ */
+void mask_set_documents(Mask *m, const int32_t *offsets, int n_docs) {
+    CHECK(m->code && flex_by_document(m->code) && (m->T == 0 || m->own_cap),
+          "mask '%s' was not made for documents that come with each batch", m->text);
+    CHECK(n_docs >= 0 && offsets[0] == 0, "%d documents, the first at %d", n_docs, offsets[0]);
+    const int T = offsets[n_docs];
+    const size_t n = (size_t)T, wanted = 4 * n + 1 + FLEX_PAD;
+    if (wanted > m->own_cap) {
+        free(m->own);
+        m->own_cap = wanted + wanted / 2;
+        m->own = malloc(m->own_cap * sizeof *m->own);
+        CHECK(m->own, "no memory for the documents of %d positions", T);
+    }
+    int32_t *own_offsets = m->own, *doc = m->own + n + 1, *lo = doc + n + FLEX_PAD, *hi = lo + n;
+    m->T = T;
+    m->n_docs = n_docs;
+    m->longest = 0;
+    own_offsets[0] = 0;
+    for (int d = 0; d < n_docs; d++) {
+        const int begin = offsets[d], end = offsets[d + 1];
+        CHECK(begin < end && end <= T, "document %d has the positions %d .. %d of %d", d, begin,
+              end - 1, T);
+        own_offsets[d + 1] = end;
+        m->longest = largest(m->longest, end - begin);
+        for (int i = begin; i < end; i++) doc[i] = d, lo[i] = begin, hi[i] = end;
+    }
+    for (int i = 0; i < FLEX_PAD; i++) doc[T + i] = n_docs - 1;
+    m->offsets = own_offsets;
+    m->lo = m->has_mask_expr ? NULL : lo;
+    m->hi = m->has_mask_expr ? NULL : hi;
+    flex_bind((FlexProgram *)(uintptr_t)m->code, "doc", doc, T);
+}
+
 void mask_free(Mask *m) {
-    free(m->lo);
-    free(m->hi);
+    free(m->own);
     if (m->code != m->flex) flex_free((FlexProgram *)(uintptr_t)m->code);
-    flex_free((FlexProgram *)(uintptr_t)m->flex); /* made by mask_init, const for its users */
+    flex_free((FlexProgram *)(uintptr_t)m->flex); /* made here, const for its users */
     memset(m, 0, sizeof *m);
 }
 
@@ -191,6 +292,8 @@ bool mask_sees(const Mask *m, int b, int h, int q, int k) {
 double mask_visible(const Mask *m, int Tq, int Tk, int offset) {
     CHECK(offset >= 0 && offset + Tq <= m->T, "queries %d .. %d, the mask knows %d positions",
           offset, offset + Tq - 1, m->T);
+    if (!m->lo && m->offsets)
+        return flex_visible_within(m->flex, m->offsets, m->n_docs, Tq, Tk, offset);
     if (!m->lo) return flex_visible(m->flex, Tq, Tk, offset);
     int64_t n = 0;
     for (int i = offset; i < offset + Tq; i++) n += largest(0, smallest(m->hi[i], Tk) - m->lo[i]);

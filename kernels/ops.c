@@ -17,6 +17,15 @@ Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w) {
     return o.out[0];
 }
 
+Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads) {
+    Tensor *y = op_linear(c, x, w);
+    NEED((OpCall){.op = OP_LINEAR}, y->ndim == 3 && y->shape[2] % n_heads == 0, y);
+    y->ndim = 4;
+    y->shape[3] = y->shape[2] / n_heads;
+    y->shape[2] = n_heads;
+    return y;
+}
+
 Tensor *op_conv2d(Ctx *c, Tensor *x, const Conv2d *w) {
     OpCall o = {.op = OP_CONV2D, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
     need_dtype(&o, c->dtype);

@@ -33,6 +33,10 @@ static void call_linear(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_linear(c, in[0], &(Linear){in[1], in[2]});
 }
 
+static void call_linear_heads(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_linear_heads(c, in[0], &(Linear){in[1], in[2]}, k->a); /* a: heads */
+}
+
 static void call_conv2d(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     (void)k;
     out[0] = op_conv2d(c, in[0], &(Conv2d){in[1], in[2]});
@@ -194,6 +198,25 @@ static void call_angle_loss(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_angle_loss(c, in[0], in[1]);
 }
 
+static void call_rmsnorm(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_rmsnorm(c, in[0]);
+}
+
+static void call_relu_squared(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_relu_squared(c, in[0]);
+}
+
+static void call_mix(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    /* a: which factors; without in[1], in[0] is mixed with itself */
+    out[0] = op_mix(c, in[0], in[1] ? in[1] : in[0], in[2], in[3], k->a);
+}
+
+static void call_pad(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_pad(c, in[0], k->a); /* a: columns */
+}
+
 #define R(...)                \
     {                         \
         REAL, { __VA_ARGS__ } \
@@ -312,6 +335,21 @@ static const Case cases[] = {
     {OP_UNIT_VECTOR, call_unit_vector, {R(2, 11, 3)}, 0, 0},
     {OP_ANGLE_LOSS, call_angle_loss, {R(7, 3), R(7, 3)}, 0, 0},
     {OP_ANGLE_LOSS, call_angle_loss, {R(5, 11, 3), X(5, 11, 3)}, 0, 0},
+    {OP_RMSNORM, call_rmsnorm, {R(1, 1)}, 0, 0},
+    {OP_RMSNORM, call_rmsnorm, {R(3, 5, 17)}, 0, 0},
+    {OP_RMSNORM, call_rmsnorm, {R(1, 67, 3, 48)}, 0, 0},
+    {OP_RELU_SQUARED, call_relu_squared, {R(1)}, 0, 0},
+    {OP_RELU_SQUARED, call_relu_squared, {R(3, 5, 7)}, 0, 0},
+    {OP_RELU_SQUARED, call_relu_squared, {R(3, 3001)}, 0, 0},
+    {OP_MIX, call_mix, {R(1), R(1), R(1), R(1)}, 0, 0},
+    {OP_MIX, call_mix, {R(3, 5, 7), R(3, 5, 7), R(5), R(5)}, 3, 0},
+    {OP_MIX, call_mix, {R(3, 3001), R(3, 3001), R(2), R(2)}, 1, 0},
+    {OP_MIX, call_mix, {R(3, 3001), NONE, R(2), R(2)}, 0, 0},
+    {OP_MIX, call_mix, {R(13, 7), X(13, 7), R(4), X(4)}, 2, 0},
+    {OP_PAD, call_pad, {X(1, 1)}, 1, 0},
+    {OP_PAD, call_pad, {X(2, 3, 5)}, 11, 0},
+    {OP_PAD, call_pad, {X(131, 16)}, 70, 0},
+    {OP_LINEAR, call_linear_heads, {R(1, 5, 7), R(12, 7), NONE}, 3, 0},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

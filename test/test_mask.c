@@ -189,11 +189,123 @@ static void test_refusals(void **state) {
     }
 }
 
+static void test_documents_by_name(void **state) {
+    (void)state;
+    Mask m;
+    make(&m, "document:9", "", 2, 1);
+    assert_int_equal(m.n_docs, 5);
+    assert_int_equal(m.longest, 9);
+    assert_false(m.within);
+    for (int d = 0; d <= 5; d++) assert_int_equal(m.offsets[d], d < 5 ? 9 * d : T);
+    mask_free(&m);
+    make(&m, "document:100 & causal", "", 1, 1);
+    assert_int_equal(m.n_docs, 1);
+    assert_int_equal(m.longest, T);
+    assert_int_equal(m.offsets[1], T);
+    assert_true(m.within);
+    mask_free(&m);
+    make(&m, "causal", "", 1, 1);
+    assert_null(m.offsets);
+    mask_free(&m);
+}
+
+/* Documents of each batch, by name, as an expression, and with a rest. */
+static void test_documents_of_batches(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *score;
+        bool rest, causal;
+    } made[] = {{"document", "", false, false},
+                {" document ", "score - 0.1*abs(q - k)", false, false},
+                {"doc[q] == doc[k]", "", false, false},
+                {"((doc[k]) == doc[q]) && doc[q] == doc[k] && 1", "", false, false},
+                {"doc[k] == doc[q] && k <= q", "", true, true},
+                {"q >= k && (doc[q] == doc[k] && 3 > 2)", "score*(h + 1)", true, true}};
+    static const int32_t batches[][6] = {
+        {0, 1, 2, 20, 21, 40}, {0, 300, 301, 302, 303, 310}, {0, 1, 2, 3, 4, 5}};
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) {
+        Mask m;
+        Err e = {""};
+        if (mask_init_documents(&m, made[i].text, made[i].score, 2, &e)) fail_msg("%s", e.text);
+        assert_int_equal(m.T, 0);
+        assert_int_equal(m.n_docs, 0);
+        assert_non_null(m.offsets);
+        for (size_t j = 0; j < sizeof batches / sizeof *batches; j++) {
+            mask_set_documents(&m, batches[j], 5);
+            assert_int_equal(m.T, batches[j][5]);
+            assert_int_equal(m.n_docs, 5);
+            assert_int_equal(m.within, made[i].rest);
+            assert_int_equal(m.has_mask_expr, made[i].rest);
+            assert_int_equal(m.lo == NULL, made[i].rest);
+            assert_int_equal(m.has_score_expr, *made[i].score != 0);
+            assert_int_equal(m.flex != NULL, made[i].rest || *made[i].score);
+            int visible = 0, longest = 0;
+            for (int d = 0; d < 5; d++) {
+                const int n = batches[j][d + 1] - batches[j][d];
+                assert_int_equal(m.offsets[d + 1], batches[j][d + 1]);
+                visible += made[i].causal ? n * (n + 1) / 2 : n * n;
+                if (longest < n) longest = n;
+            }
+            assert_int_equal(m.longest, longest);
+            for (int again = 0; again < 2; again++)
+                assert_true(mask_visible(&m, m.T, m.T, 0) == (double)visible);
+            for (int q = 0; q < m.T; q++) {
+                for (int k = 0; k < m.T; k++) {
+                    int dq = 0, dk = 0;
+                    while (batches[j][dq + 1] <= q) dq++;
+                    while (batches[j][dk + 1] <= k) dk++;
+                    const bool want = dq == dk && (!made[i].causal || k <= q);
+                    assert_int_equal(mask_sees(&m, 0, 1, q, k), want);
+                }
+            }
+        }
+        mask_free(&m);
+        assert_null(m.offsets);
+    }
+}
+
+static void test_documents_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *mask, *score, *says;
+    } refused[] = {
+        {"", "", "--mask is empty"},
+        {"causal", "", "the one mask by name is document"},
+        {"document:9", "", "the one mask by name is document"},
+        {"document & causal", "", "the one mask by name is document"},
+        {"q >= k", "", "join 'doc[q] == doc[k]' to the rest by &&"},
+        {"doc[q] == doc[k] || q == k", "", "in a way that is recognised"},
+        {"doc[q] != doc[k] || q == k", "", "in a way that is recognised"},
+        {"doc[q] == doc[q] && q == k", "", "in a way that is recognised"},
+        {"doc[q] - doc[k] == 0", "", "in a way that is recognised"},
+        {"doc[q] == doc[k + 0] && !(doc[q] == doc[k])", "", "no key to see"},
+        {"doc[q] == doc[k] && k < q", "", "the query at position q 0 no key to see"},
+        {"doc[q] == frame[k]", "", "'frame' is no name in an expression"},
+        {"doc[q] == doc[k", "", "expected ']'"},
+        {"document", "score +", "--score: expected a value"},
+        {"document", "score + doc[q + 1]", "doc[232] is outside"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        Mask m;
+        Err e = {""};
+        if (!mask_init_documents(&m, refused[i].mask, refused[i].score, 2, &e))
+            fail_msg("accepted: %s %s", refused[i].mask, refused[i].score);
+        if (!strstr(e.text, refused[i].says)) fail_msg("'%s': %s", refused[i].mask, e.text);
+        assert_null(m.offsets);
+        assert_null(m.code);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_mask),        cmocka_unit_test(test_large_numbers),
-        cmocka_unit_test(test_scores_and_arrays), cmocka_unit_test(test_batch_and_head),
+        cmocka_unit_test(test_every_mask),
+        cmocka_unit_test(test_large_numbers),
+        cmocka_unit_test(test_scores_and_arrays),
+        cmocka_unit_test(test_batch_and_head),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_documents_by_name),
+        cmocka_unit_test(test_documents_of_batches),
+        cmocka_unit_test(test_documents_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

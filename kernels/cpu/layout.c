@@ -146,6 +146,17 @@ void ISA_FN(split_heads_backward)(Ctx *c, const OpCall *o) {
         }
 }
 
+void ISA_FN(pad_forward)(Ctx *c, const OpCall *o) {
+    const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]);
+    const int64_t C = tensor_cols(o->out[0]);
+#pragma omp parallel for num_threads(c->n_threads) if (rows * C >= PARALLEL_FROM)
+    for (int64_t r = 0; r < rows; r++) {
+        float *y = (float *)o->out[0]->data + r * C;
+        memcpy(y, (const float *)o->in[0]->data + r * K, sizeof(float) * (size_t)K);
+        memset(y + K, 0, sizeof(float) * (size_t)(C - K));
+    }
+}
+
 void ISA_FN(concat_forward)(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), C = tensor_cols(o->in[0]);
     const int64_t K = tensor_cols(o->in[1]);

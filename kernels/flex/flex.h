@@ -72,6 +72,18 @@ bool flex_mask_asks_head(const FlexProgram *p); /* answer serves all            
 bool flex_score_asks(const FlexProgram *p, char name); /* whether the score depends on 'b' 'h' 'q'
                                                           or 'k' */
 
+/* Masks by document. A mask that is doc[q] == doc[k], or has that as a factor (joined to the rest
+ * by
+ * && at the top; either side first), keeps documents apart. A kernel that goes through documents
+ * one by one asks the rest alone, inside them. */
+bool flex_by_document(const FlexProgram *p);
+bool flex_has_rest(const FlexProgram *p); /* whether anything is left beside the factor */
+
+/* The array of that name has other elements from now on, and there are `length` positions. Nothing
+ * is checked or compiled anew; plans and counts are forgotten. data stays the caller's, must stay
+ * where it is while the program is used, and may be read FLEX_PAD elements beyond its length. */
+void flex_bind(FlexProgram *p, const char *name, const int *data, int length);
+
 /* The arrays, to be handed to generated code. Each is padded with its last element, so that a
  * kernel may ask q and k up to T + FLEX_PAD - 1 (a tile that hangs over the edge); the answers
  * there mean nothing, but nothing is read out of bounds. Lives as long as the program. */
@@ -94,6 +106,11 @@ void flex_eval_score_grad_row(const FlexProgram *p, const float *score, int b, i
 /* Visible pairs of queries offset .. offset + Tq - 1 and keys 0 .. Tk - 1, the mean over (b, h);
  * remembered by shape. */
 double flex_visible(const FlexProgram *p, int Tq, int Tk, int offset);
+
+/* The same of a mask by document, document d having the positions offsets[d] .. offsets[d + 1] - 1:
+ * pairs across documents are not asked. */
+double flex_visible_within(const FlexProgram *p, const int32_t *offsets, int n_docs, int Tq, int Tk,
+                           int offset);
 
 /* ---- Plans: which tiles a kernel may skip, and in which it must ask the mask. ---- */
 
@@ -151,11 +168,15 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
  *   typedef struct FlexEnv { const int *array[8]; int length[8]; } FlexEnv;
  *   #define FLEX_HAS_SCORE 0|1
  *   #define FLEX_HAS_MASK 0|1
+ *   #define FLEX_BY_DOCUMENT 0|1
+ *   #define FLEX_HAS_REST 0|1
  *   static inline float flex_score(float score, int b, int h, int q, int k, const FlexEnv *env);
  *   static inline float flex_score_grad(float score, int b, int h, int q, int k,
  *                                       const FlexEnv *env);       d flex_score / d score
  *   static inline int flex_mask(int b, int h, int q, int k, const FlexEnv *env);         0 or 1
- * whatever of them the program has (all three are defined always: score itself, 1 and 1 stand in).
+ *   static inline int flex_rest(int b, int h, int q, int k, const FlexEnv *env);
+ *       flex_mask inside a document, where FLEX_BY_DOCUMENT
+ * whatever of them the program has (all are defined always: score itself, 1, 1 and 1 stand in).
  * They are branch-free and call no library, so that a loop over k vectorises:
  *   for (int k = k0; k < k1; k++) s[k - k0] = flex_score(s[k - k0], b, h, q, k, env);
  * at -O3 -fno-math-errno -fno-trapping-math. So does one over flex_mask that stores floats (ints

@@ -109,29 +109,45 @@ const FlexPlan *flex_plan(const FlexProgram *p, int B, int H, int Tq, int Tk, in
     return plan;
 }
 
-static double count_visible(const FlexProgram *p, int Tq, int Tk, int offset) {
+/* Visible pairs of queries q0 .. q1 - 1 and keys k0 .. k1 - 1, over the b and h that are asked. */
+static int64_t count_visible(const FlexProgram *p, int q0, int q1, int k0, int k1,
+                             unsigned char *sees) {
     const int B = flex_mask_asks_batch(p) ? p->B : 1, H = flex_mask_asks_head(p) ? p->H : 1;
-    unsigned char *sees = allocate((size_t)Tk, 1);
     int64_t n = 0;
     for (int bh = 0; bh < B * H; bh++) {
-        for (int q = 0; q < Tq; q++) {
-            flex_eval_mask_row(p, bh / H, bh % H, offset + q, 0, Tk, sees);
-            for (int k = 0; k < Tk; k++) n += sees[k];
+        for (int q = q0; q < q1; q++) {
+            flex_eval_mask_row(p, bh / H, bh % H, q, k0, k1 - k0, sees);
+            for (int k = 0; k < k1 - k0; k++) n += sees[k];
         }
     }
-    free(sees);
-    return (double)n / B / H;
+    return n;
 }
 
-double flex_visible(const FlexProgram *p, int Tq, int Tk, int offset) {
+double flex_visible_within(const FlexProgram *p, const int32_t *offsets, int n_docs, int Tq, int Tk,
+                           int offset) {
     if (!p->mask) return (double)Tq * Tk;
     FlexMemory *m = p->memory;
     for (FlexCount *x = m->counts; x; x = x->next)
         if (x->Tq == Tq && x->Tk == Tk && x->offset == offset) return x->visible;
+    unsigned char *sees = allocate((size_t)Tk, 1);
+    int64_t n = 0;
+    for (int d = 0; d < n_docs; d++) {
+        const int begin = offsets[d], end = offsets[d + 1];
+        n +=
+            count_visible(p, begin > offset ? begin : offset, end < offset + Tq ? end : offset + Tq,
+                          begin < Tk ? begin : Tk, end < Tk ? end : Tk, sees);
+    }
+    free(sees);
+    const int rows = (flex_mask_asks_batch(p) ? p->B : 1) * (flex_mask_asks_head(p) ? p->H : 1);
     FlexCount *x = allocate(1, sizeof *x);
-    *x = (FlexCount){Tq, Tk, offset, count_visible(p, Tq, Tk, offset), m->counts};
+    *x = (FlexCount){Tq, Tk, offset, (double)n / rows, m->counts};
     m->counts = x;
     return x->visible;
+}
+
+double flex_visible(const FlexProgram *p, int Tq, int Tk, int offset) {
+    const int32_t all[] = {0, Tk > offset + Tq ? Tk : offset + Tq};
+    return flex_visible_within(p, all, 1, Tq, Tk, offset);
 }
 
 void flex_forget_plans(FlexMemory *m) {

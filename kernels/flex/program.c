@@ -32,10 +32,34 @@ static int copy_arrays(FlexProgram *p, const FlexArray *arrays, int n, Err *e) {
     return 0;
 }
 
+/* Whether n is doc[q] == doc[k], either side first. */
+static bool is_same_document(const FlexProgram *p, const FlexNode *n) {
+    if (n->op != FX_EQ) return false;
+    const FlexNode *l = n->arg[0], *r = n->arg[1];
+    if (l->op != FX_INDEX || r->op != FX_INDEX || l->value.i != r->value.i) return false;
+    if (strcmp(p->name[l->value.i], "doc")) return false;
+    const FlexOp a = l->arg[0]->op, b = r->arg[0]->op;
+    return (a == FX_QUERY && b == FX_KEY) || (a == FX_KEY && b == FX_QUERY);
+}
+
+/* What is left of n without the factors that are doc[q] == doc[k], or true; NULL: nothing. */
+static FlexNode *without_document(FlexProgram *p, FlexNode *n) {
+    if (is_same_document(p, n)) {
+        p->by_document = true;
+        return NULL;
+    }
+    if (n->op == FX_LITERAL && n->value.i) return NULL;
+    if (n->op != FX_AND) return n;
+    FlexNode *l = without_document(p, n->arg[0]), *r = without_document(p, n->arg[1]);
+    if (!l || !r) return l ? l : r;
+    return flex_node(&p->tree, FX_AND, 0, l, r, NULL);
+}
+
 static int parse_both(FlexProgram *p, Err *e) {
     if (p->mask_text) {
         p->mask = flex_parse_expression(p, "--mask", p->mask_text, false, e);
         if (!p->mask) return -1;
+        p->rest = without_document(p, p->mask);
     }
     if (p->score_text) {
         p->score = flex_parse_expression(p, "--score", p->score_text, true, e);
@@ -82,6 +106,8 @@ void flex_free(FlexProgram *p) {
 
 bool flex_has_mask(const FlexProgram *p) { return p->mask; }
 bool flex_has_score(const FlexProgram *p) { return p->score; }
+bool flex_by_document(const FlexProgram *p) { return p->by_document; }
+bool flex_has_rest(const FlexProgram *p) { return p->rest; }
 bool flex_mask_asks_batch(const FlexProgram *p) { return p->mask && p->mask->asks & ASKS_BATCH; }
 bool flex_mask_asks_head(const FlexProgram *p) { return p->mask && p->mask->asks & ASKS_HEAD; }
 
@@ -91,6 +117,15 @@ bool flex_score_asks(const FlexProgram *p, char name) {
                          : name == 'q' ? ASKS_QUERY
                                        : ASKS_KEY;
     return p->score && p->score->asks & bit;
+}
+
+void flex_bind(FlexProgram *p, const char *name, const int *data, int length) {
+    int i = 0;
+    while (i < p->n_arrays && strcmp(p->name[i], name)) i++;
+    CHECK(i < p->n_arrays, "the program has no array '%s'", name);
+    p->env.array[i] = data;
+    p->env.length[i] = p->T = length;
+    flex_forget_plans(p->memory);
 }
 
 const FlexEnv *flex_env(const FlexProgram *p) { return &p->env; }

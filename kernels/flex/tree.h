@@ -98,6 +98,8 @@ typedef struct FlexMemory FlexMemory;
 struct FlexProgram {
     FlexTree tree;
     FlexNode *mask, *score, *grad; /* NULL: no such expression; grad is of score */
+    FlexNode *rest;   /* mask without the factor doc[q] == doc[k]; NULL: nothing left */
+    bool by_document; /* mask has that factor */
     char *mask_text, *score_text;
     FlexEnv env;
     int n_arrays, T, B, H;

@@ -57,8 +57,12 @@ CHOOSE_BOTH(segment_prepend)
 CHOOSE_BOTH(concat)
 CHOOSE_BOTH(unit_vector)
 CHOOSE_BOTH(angle_loss)
+CHOOSE_BOTH(rmsnorm)
+CHOOSE_BOTH(relu_squared)
+CHOOSE_BOTH(mix)
 CHOOSE(timestep_embedding_forward)
 CHOOSE(flow_noise_forward)
+CHOOSE(pad_forward)
 
 void plain_copy_forward(Ctx *c, const OpCall *o) {
     (void)c;
