@@ -140,8 +140,7 @@ static void add_block(ParamTable *p, IceFlatBlock *w, const IceFlatConfig *g, in
 #undef KEY
 }
 
-/* x0_start: (n_layers) numbers. */
-static void add_parameters(IceFlat *m, const float *x0_start) {
+static void add_parameters(IceFlat *m) {
     const IceFlatConfig *g = &m->cfg;
     ParamTable *p = &m->params;
     const int C = g->d_model, L = g->n_layers;
@@ -154,8 +153,7 @@ static void add_parameters(IceFlat *m, const float *x0_start) {
     params_add(p, &m->class_token, GROUP_ADAMW, INIT_NORMAL, 0.02f, 3, (int64_t[]){1, 1, C},
                "cls_token");
     params_add(p, &m->resid_lambdas, GROUP_ADAMW, INIT_ONE, 0, 1, (int64_t[]){L}, "resid_lambdas");
-    params_add(p, &m->x0_lambdas, GROUP_ADAMW, INIT_COPY, 0, 1, (int64_t[]){L}, "x0_lambdas");
-    params_set_init_data(p, x0_start);
+    params_add(p, &m->x0_lambdas, GROUP_ADAMW, INIT_VALUE, 0.1f, 1, (int64_t[]){L}, "x0_lambdas");
     for (int l = 0; l < L; l++) add_block(p, &m->block[l], g, l);
     params_add_linear(p, &m->head1.weight, &m->head1.bias, GROUP_ADAMW, INIT_UNIFORM,
                       g->head_hidden, C, "direction_head.fc1");
@@ -170,10 +168,8 @@ int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, 
     m->event_mask = event_mask;
     m->block = calloc((size_t)cfg->n_layers, sizeof *m->block);
     CHECK(m->block, "no memory for the table of %d layers", cfg->n_layers);
-    float x0_start[MAX_LAYERS];
-    for (int l = 0; l < cfg->n_layers; l++) x0_start[l] = 0.1f;
     params_init(&m->params, dry);
-    add_parameters(m, x0_start);
+    add_parameters(m);
     return params_commit(&m->params, seed, training, e);
 }
 
