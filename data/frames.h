@@ -72,9 +72,4 @@ void frames_clip_bytes(const FrameData *d, bool held_out, uint64_t index, uint8_
  * 0..n_train-1 for each pass. */
 int64_t frames_order(const FrameData *d, uint64_t index);
 
-/* A bijection of 0..n-1, keyed: a Feistel network of four rounds over the next power of four, whose
- * walk is followed until it is back inside (Black and Rogaway, "Ciphers with arbitrary finite
- * domains", 2002). n >= 1, index < n. */
-uint64_t permute(uint64_t seed, uint64_t pass, uint64_t n, uint64_t index);
-
 #endif

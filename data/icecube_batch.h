@@ -1,19 +1,19 @@
 /* From events to what the models read: pulses grouped by sensor, without padding.
  *
  * A batch has B events, M DOMs and N pulses. A DOM is unique to its event: the same sensor in two
- * events is two DOMs. Order: events as they were added, in each its sensors by number, in each its
+ * events is two DOMs. Order: events as they were given, in each its sensors by number, in each its
  * pulses as they came (a stable counting sort). Of an event with more than max_doms DOMs those hit
- * first are kept (equal times: the smaller sensor number), with all their pulses, and their order
- * stays by number.
+ * first are kept (a DOM's time is that of its first pulse as they came; equal times: the smaller
+ * sensor number), with all their pulses, and their order stays by number.
  *
  *   pulse (N, 4)            (time - 1e4) / time_scale,  log10(charge + 1e-8) / 3,  sensor / 5160,
  *                           auxiliary
  *   dom_vector (M, 4 + 3K)  x, y, z in 500 m, log1p(n) / 3 - 1 (n: all of the DOM's pulses), then
- * of its first K pulses (time - 1e4) / time_scale, log10(max(charge, 1e-6)) / 3, auxiliary - 0.5; 0
- * where there are fewer
+ *                           of each of its first K pulses (time - 1e4) / time_scale,
+ *                           log10(max(charge, 1e-6)) / 3, auxiliary - 0.5; 0 where there are fewer
  *
- * These are the originals' features (shared by name with the specification); time_scale is 3e4
- * there. */
+ * These are the originals' features (shared by name with the specification), float32, to 1e-6 of
+ * the same in float64; time_scale is 3e4 there. */
 #ifndef DATA_ICECUBE_BATCH_H
 #define DATA_ICECUBE_BATCH_H
 
@@ -45,27 +45,36 @@ typedef struct IceLabel {
  * one row more before each segment (a class token): token[i] = offset[i] + i. */
 typedef struct IceBatch {
     int B, M, N;
-    float *pulse;              /* (N, 4); NULL with K > 0                  */
-    float *dom_vector;         /* (M, 4 + 3K); NULL with K = 0             */
-    float *xyz;                /* (M, 3), in 500 m                         */
-    int32_t *sensor;           /* (M)                                      */
-    int32_t *dom_offsets;      /* (M + 1): first pulse of each DOM         */
-    int32_t *dom_token;        /* (M + 1)                                  */
-    int32_t *event_offsets;    /* (B + 1): first DOM of each event         */
-    int32_t *event_token;      /* (B + 1)                                  */
-    float *direction;          /* (B, 3)                                   */
-    IceLabel *label;           /* (B)                                      */
-    struct IceBatchRoom *room; /* its memory */
+    float *pulse;           /* (N, 4); NULL with K > 0                  */
+    float *dom_vector;      /* (M, 4 + 3K); NULL with K = 0             */
+    float *xyz;             /* (M, 3), in 500 m                         */
+    int32_t *sensor;        /* (M)                                      */
+    int32_t *dom_offsets;   /* (M + 1): first pulse of each DOM         */
+    int32_t *dom_token;     /* (M + 1)                                  */
+    int32_t *event_offsets; /* (B + 1): first DOM of each event         */
+    int32_t *event_token;   /* (B + 1)                                  */
+    float *direction;       /* (B, 3)                                   */
+    IceLabel *label;        /* (B)                                      */
+    void *block;            /* its memory, of block_bytes               */
+    size_t block_bytes;
 } IceBatch;
 
-/* Collates events e[0 .. n-1] into *b, overwriting what it held. Time or charge of an event are the
- * caller's to have checked. linefit: whether labels get LineFit (evaluation alone wants it). Aborts
- * without memory. One thread a batch. */
+/* Collates events e[0 .. n-1], each of at least one pulse, into *b, overwriting what it held.
+ * Labels take the events for simulated ones: event_id is the place in e, the truth is known, track
+ * is the event's; who knows better writes over it (ice_step_make). linefit: whether labels get
+ * LineFit, which evaluation alone wants; else it is zeros. Sensors, times and charges are the
+ * caller's to have checked. A bug: 2^29 pulses or more. Aborts without memory. Any number of
+ * threads, each with its own batch. */
 void ice_batch_make(IceBatch *b, const IceEvent *const *e, int n, const IceCollate *how,
                     bool linefit);
-void ice_batch_free(IceBatch *b);
+void ice_batch_free(IceBatch *b); /* fine on a zeroed one */
 
-/* What the first DOMs of an event cost: DOMs and pulses of `e` after max_doms. */
+/* What an event costs: DOMs and pulses of `e` after max_doms. */
 void ice_event_size(const IceEvent *e, const IceCollate *how, int *n_doms, int *n_pulses);
+
+/* Room for at least `capacity` pulses in an event's own arrays (zeroed: none yet), which grow
+ * geometrically and keep what they hold. Aborts without memory. */
+void ice_event_reserve(IceEvent *e, int capacity);
+void ice_event_free(IceEvent *e); /* the arrays; fine on a zeroed one */
 
 #endif

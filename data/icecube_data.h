@@ -7,6 +7,10 @@
  * Held out: whole batch files that training never reads; of the simulator, the events whose numbers
  * have the top bit set.
  *
+ * Damaged events are found when they are read: a pass over all of Kaggle's pulses before the first
+ * step would read 230 GB. With skip_bad they are counted and left out, else the first one is an
+ * error that names it.
+ *
  * After ice_data_open everything is const: any number of threads may read events at once, each with
  * its own IceReader. */
 #ifndef DATA_ICECUBE_DATA_H
@@ -26,52 +30,75 @@ typedef struct IceDataOptions {
     const char *held_out; /* batch numbers held out, "655,656" or "655-659"; "auto": the last
                              one (of a single shard its last sixteenth); "none": nothing; "all":
                              everything (prediction). The simulator takes auto and none alone */
-    bool skip_bad;        /* damaged events are counted and left out; else the first one is an
-                             error that names it                                               */
+    bool skip_bad;        /* damaged events are left out                                      */
     bool need_directions; /* training: an event without a known direction is damaged           */
 } IceDataOptions;
 
+/* Events from .. from + n - 1 of a shard, which are numbers first .. first + n - 1 of a part. */
+typedef struct IceSpan {
+    const IceShard *shard;
+    int64_t from, n, first;
+} IceSpan;
+
+/* What is trained on or held out of the shards. */
+typedef struct IceSpans {
+    int n;
+    IceSpan *span; /* in the order of the shards */
+} IceSpans;
+
+#define ICE_ENDLESS INT64_MAX
+
 typedef struct IceData {
-    bool sim;
+    bool sim, skip_bad, need_directions;
     IceSim *simulator;
     IceShards shards;
-    float *xyz;              /* (5160, 3) m: the shards' geometry, or the built-in one  */
-    int64_t n_train, n_held; /* events; 0: endless                                      */
-    int64_t n_bad;           /* damaged events found when the shards were opened        */
+    const float *xyz;        /* (5160, 3) m: the shards' geometry, or the built-in one       */
+    int64_t n_train, n_held; /* events, damaged ones too; ICE_ENDLESS: the simulator's       */
+    IceSpans train, held;
     uint64_t seed;
     char description[256]; /* one line for a banner */
 } IceData;
 
-/* Checks everything there is to check, each event's pulses included (one pass over the shards). 0,
- * or -1 with a sentence; then there is nothing to close. */
+/* Opens and checks all but the events themselves. 0, or -1 with a sentence; then there is nothing
+ * to close. */
 int ice_data_open(IceData *d, const IceDataOptions *o, Err *e);
 void ice_data_close(IceData *d);
 
-/* One thread's reader: the event's arrays and the simulator's scratch. */
+/* One thread's reader: the event's arrays and the simulator's scratch. Aborts without memory. */
 typedef struct IceReader IceReader;
 IceReader *ice_reader_new(const IceData *d);
-void ice_reader_free(IceReader *r);
+void ice_reader_free(IceReader *r); /* takes NULL too */
 
 /* Event `index` for the model; valid until the reader's next call. Training: index counts events
  * since the start of training; each run of n_train of them is a pass over the shards in an order of
  * its own (a bijection computed from (seed, pass) without memory). Held out: event index modulo
- * n_held, in the shards' order. *id: Kaggle's event_id, or the simulator's number. *known: whether
- * its direction is. */
+ * n_held, in the shards' order. No events there (n_train or n_held 0) is a bug. *id: Kaggle's
+ * event_id; the simulator's: the index. *known: whether its direction is. A damaged event, also
+ * with skip_bad: NULL and a sentence with its id, its batch and what is wrong. */
 const IceEvent *ice_data_event(const IceData *d, IceReader *r, bool held_out, uint64_t index,
-                               int64_t *id, bool *known);
+                               int64_t *id, bool *known, Err *e);
 
-/* A step's events, collated in parts: events count * index .. count * (index + 1) - 1 of the
- * training order, sorted by pulses (equal: by number), cut into parts of at most max_pulses pulses
- * after collation (0: one part); an event larger than that is a part of its own. So the parts
- * depend on nothing but `index`, and each has events of about one length. */
+/* A step's events, collated in parts: events first .. first + count - 1, sorted by pulses after
+ * max_doms (equal: by index), cut into parts of at most max_pulses such pulses (0: one part); an
+ * event larger than that is a part of its own. So the parts depend on nothing but `first` and
+ * `count`, and each has events of about one length. */
 typedef struct IceStepBatch {
     int n_parts, cap_parts;
-    IceBatch *part;
-    struct IceStepRoom *room; /* readers and copies of events */
+    IceBatch *part;           /* (n_parts) */
+    int n_events;             /* of all parts: count - n_bad */
+    int n_bad;                /* damaged events left out of this step ... */
+    Err first_bad;            /* ... and the sentence of the first of them */
+    struct IceStepRoom *room; /* reader and copies of events */
 } IceStepBatch;
 
-void ice_step_make(IceStepBatch *s, const IceData *d, bool held_out, uint64_t index, int count,
-                   int64_t max_pulses, const IceCollate *how, bool linefit);
-void ice_step_free(IceStepBatch *s);
+/* Step i of training: first = i * count. Held out: the caller ends at n_held, beyond which events
+ * come again. Zero *s before its first use; afterwards it keeps its memory, and only an event
+ * larger than any before takes more. It stays with one data set. Labels say what the source knows.
+ * -1 and a sentence for a damaged event without skip_bad, or where all events of a training step
+ * are damaged; of a held-out one that leaves n_parts 0. Any number of threads, each with its own
+ * *s. */
+int ice_step_make(IceStepBatch *s, const IceData *d, bool held_out, uint64_t first, int count,
+                  int64_t max_pulses, const IceCollate *how, bool linefit, Err *e);
+void ice_step_free(IceStepBatch *s); /* fine on a zeroed one */
 
 #endif

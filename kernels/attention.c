@@ -4,17 +4,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "kernels/device.h"
 #include "llmc_like/ctx.h"
 #include "llmc_like/philox.h"
+#include "llmc_like/run.h"
 
 /* ---- the registry: one line a backend ---- */
 
 /* clang-format off */
 /*        the file's name   --attn       help                                              */
 #define ATTN_LIST(X)                                                                          \
+    X(loop,       "loop",       "one document after the other, products by the library")      \
+    X(padded,     "padded",     "documents padded to the longest")                            \
     X(vanilla,    "vanilla",    "the whole score matrix in memory, products by the library")  \
     X(sdpa,       "sdpa",       "our fused flash kernel, built-in masks")                     \
     X(flex,       "flex",       "the fused kernel, compiled with the mask and score expressions") \
@@ -54,6 +56,9 @@ ATTN_LIST(ATTN_ENTRY)
 #define ATTN_ADDRESS(id, flag, text) &id##_entry,
 const AttnBackend *const attn_backends[] = {ATTN_LIST(ATTN_ADDRESS) NULL};
 
+#define ATTN_CHOICE(id, flag, text) flag "|"
+const char attn_choices[] = ATTN_LIST(ATTN_CHOICE) "auto|all";
+
 const AttnBackend *attn_find(const char *name) {
     for (int i = 0; attn_backends[i]; i++)
         if (!strcmp(attn_backends[i]->name, name)) return attn_backends[i];
@@ -62,7 +67,39 @@ const AttnBackend *attn_find(const char *name) {
 
 /* ---- the op ---- */
 
+/* Packed: q, k and v are the thirds of each row of one tensor, and so are their gradients. */
+static AttnArgs packed_args(const OpCall *o) {
+    const Tensor *qkv = o->in[0], *out = o->out[0];
+    const int64_t T = qkv->shape[1], C = qkv->shape[2] / 3, D = C / o->attr.heads;
+    const size_t third = (size_t)C * dtype_size(qkv->dtype);
+    const AttnStride rows = {3 * T * C, 3 * C, D};
+    const char *q = qkv->data;
+    char *dq = qkv->grad;
+    return (AttnArgs){.B = (int)qkv->shape[0],
+                      .H = o->attr.heads,
+                      .Tq = (int)T,
+                      .Tk = (int)T,
+                      .D = (int)D,
+                      .dtype = qkv->dtype,
+                      .scale = o->attr.scale,
+                      .mask = o->attr.mask,
+                      .q = q,
+                      .k = q ? q + third : NULL,
+                      .v = q ? q + 2 * third : NULL,
+                      .qs = rows,
+                      .ks = rows,
+                      .vs = rows,
+                      .os = {T * C, C, D},
+                      .out = out->data,
+                      .lse = o->saved[0]->data,
+                      .dout = out->grad,
+                      .dq = dq,
+                      .dk = dq ? dq + third : NULL,
+                      .dv = dq ? dq + 2 * third : NULL};
+}
+
 AttnArgs attention_args(const OpCall *o) {
+    if (o->n_in == 1) return packed_args(o);
     const Tensor *q = o->in[0], *k = o->in[1], *v = o->in[2], *out = o->out[0];
     const int64_t Tq = q->shape[1], H = q->shape[2], D = q->shape[3], Tk = k->shape[1];
     const AttnStride queries = {Tq * H * D, H * D, D}, keys = {Tk * H * D, H * D, D};
@@ -181,12 +218,11 @@ static double trial_differs(const Trial *t, const float *expected) {
     return worst / most;
 }
 
-/* Why a backend takes no part, or NULL. Half of the machine's memory is left for the model. */
+/* Why a backend takes no part, or NULL. Half of the memory that is left is for the model. */
 static const char *left_out(Ctx *c, const AttnBackend *b, const AttnArgs *a) {
     const char *reason = b->supports(a);
-    const double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    if (!reason && (double)b->workspace(c, a, true) > 0.5 * memory)
-        reason = "its workspace would take more than half of the memory";
+    if (!reason && memory_check(2 * b->workspace(c, a, true), NULL))
+        reason = "its workspace would take more than half of the memory that is left";
     return reason;
 }
 

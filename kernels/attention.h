@@ -122,6 +122,7 @@ typedef struct AttnBackend {
 } AttnBackend;
 
 extern const AttnBackend *const attn_backends[]; /* NULL at the end */
+extern const char attn_choices[];                /* their names, "auto" and "all", as "a|b|c" */
 const AttnBackend *attn_find(const char *name);  /* NULL: no such backend */
 
 /* Sets c->attn to the backend of that name for calls shaped like `a`, or to the fastest for "auto":

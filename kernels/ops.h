@@ -41,18 +41,21 @@
     X(GELU, gelu)                         \
     X(RELU, relu)                         \
     X(DROPOUT, dropout)                   \
-    X(SPLIT_HEADS, split_heads)           \
     X(SEGMENT_MEAN, segment_mean)         \
     X(SEGMENT_MAX, segment_max)           \
     X(SEGMENT_FIRST, segment_first)       \
     X(SEGMENT_PREPEND, segment_prepend)   \
     X(CONCAT, concat)                     \
     X(UNIT_VECTOR, unit_vector)           \
-    X(ANGLE_LOSS, angle_loss)
+    X(ANGLE_LOSS, angle_loss)             \
+    X(RMSNORM, rmsnorm)                   \
+    X(RELU_SQUARED, relu_squared)         \
+    X(MIX, mix)
 #define OPS_WITHOUT_BACKWARD(X)               \
     X(TIMESTEP_EMBEDDING, timestep_embedding) \
     X(FLOW_NOISE, flow_noise)                 \
-    X(COPY, copy)
+    X(COPY, copy)                             \
+    X(PAD, pad)
 #define OP_LIST(X) OPS_WITH_BACKWARD(X) OPS_WITHOUT_BACKWARD(X)
 
 #define OP_ENUM(NAME, name) OP_##NAME,
@@ -86,6 +89,9 @@ typedef struct GroupNorm {
 
 /* y = x W' + b: (..., K) -> (..., N). torch.nn.functional.linear. */
 Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w);
+
+/* The same call with its output seen as heads: (B, T, K) -> (B, T, H, N / H). */
+Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads);
 
 /* Correlation, stride 1, zero padding k / 2, k odd, channels last: (..., h, w, I) -> (..., h, w,
  * O). torch.nn.functional.conv2d on NHWC data; the weight keeps PyTorch's order (O, I, ky, kx). */
@@ -155,6 +161,11 @@ Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rop
  * lse (B, H, Tq). Backward overwrites; the tape adds where q, k or v had a gradient before. */
 Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale);
 
+/* The same of packed projections, which need no norm and no rotation, read where they are: qkv (B,
+ * T, 3 C), a row being q, k, v, each (H, D) -> (B, T, C). attr: heads, scale, mask. saved: lse (B,
+ * H, T). */
+Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, float scale);
+
 /* x + gate y, the gate in part `part` of mod (B, F, n C), shared by a frame's tokens. x, y (B, T,
  * C) -> (B, T, C). In backward x's gradient may be the very buffer of the output's: then there is
  * nothing to do for x. attr: part. */
@@ -207,10 +218,6 @@ Tensor *op_relu(Ctx *c, Tensor *x);
  * context is not recording, x itself is returned. attr: p, seed, step, layer. */
 Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer);
 
-/* Splits packed projections with no norm and no rotation: qkv (B, T, 3 C) as q, k, v each (H, D) ->
- * three (B, T, H, D). attr: heads. */
-Qkv op_split_heads(Ctx *c, Tensor *qkv, int n_heads);
-
 /* The mean, the largest per column (the first one of equals gets the gradient), or the first of
  * each segment's rows: x (N, C), offsets (M + 1) -> (M, C). saved by max: int32 (M, C), the row
  * that each number came from. */
@@ -218,8 +225,8 @@ Tensor *op_segment_mean(Ctx *c, Tensor *x, Tensor *offsets);
 Tensor *op_segment_max(Ctx *c, Tensor *x, Tensor *offsets);
 Tensor *op_segment_first(Ctx *c, Tensor *x, Tensor *offsets);
 
-/* The same row, `token` (C), before each segment: x (N, C) -> (N + M, C). Segment m then starts at
- * offsets[m] + m. */
+/* The same row, `token` (C numbers of any shape), before each segment: x (N, C) -> (N + M, C).
+ * Segment m then starts at offsets[m] + m. */
 Tensor *op_segment_prepend(Ctx *c, Tensor *x, Tensor *offsets, Tensor *token);
 
 /* Columns side by side: a (..., C), b (..., K) -> (..., C + K), equal leading dimensions. */
@@ -233,5 +240,22 @@ Tensor *op_unit_vector(Ctx *c, Tensor *x);
  * (..., C) -> float64 (1). The dot product is cut to +-(1 - 1e-4) first, and has slope 0 where it
  * was cut (torch.clamp); all in double. */
 Tensor *op_angle_loss(Ctx *c, Tensor *x, Tensor *target);
+
+/* x / sqrt(mean(x^2) + 2^-23) per row, no weights: (..., C) -> same. torch.nn.functional.rms_norm,
+ * whose eps is that of float32 unless it is told otherwise. attr: eps. saved: rstd (rows). Backward
+ * reads the output, not x. */
+Tensor *op_rmsnorm(Ctx *c, Tensor *x);
+
+/* max(x, 0)^2, any shape. So et al., "Primer", 2021. */
+Tensor *op_relu_squared(Ctx *c, Tensor *x);
+
+/* r[i] x + s[i] y with learned factors: x, y (...), r and s (n) -> (...). y may be x itself (the
+ * call then has no in[1]). The sums over all elements that are the factors' gradients are double,
+ * in an order that does not depend on the threads; backward must clear the other factors' where
+ * grad_set is false. attr: part = i. */
+Tensor *op_mix(Ctx *c, Tensor *x, Tensor *y, Tensor *r, Tensor *s, int i);
+
+/* Zeros behind each row: (..., K) -> (..., cols), cols >= K. No gradient: for inputs. */
+Tensor *op_pad(Ctx *c, Tensor *x, int64_t cols);
 
 #endif

@@ -1,5 +1,5 @@
-/* The ops that models of events add: rows without padding in segments, layer normalisation, GELU,
- * ReLU, dropout, and the angle between directions. */
+/* The ops that models of events add: rows without padding in segments, normalisations, GELU, ReLU,
+ * dropout, learned mixtures, and the angle between directions. */
 #include "kernels/op_call.h"
 
 Tensor *op_layernorm(Ctx *c, Tensor *x, const LayerNorm *w) {
@@ -30,6 +30,34 @@ Tensor *op_relu(Ctx *c, Tensor *x) {
     return map(c, &(OpCall){.op = OP_RELU, .in = {x}, .n_in = 1, .n_out = 1});
 }
 
+Tensor *op_relu_squared(Ctx *c, Tensor *x) {
+    return map(c, &(OpCall){.op = OP_RELU_SQUARED, .in = {x}, .n_in = 1, .n_out = 1});
+}
+
+Tensor *op_rmsnorm(Ctx *c, Tensor *x) {
+    OpCall o = {.op = OP_RMSNORM, .in = {x}, .n_in = 1, .n_out = 1, .attr.eps = 0x1p-23f};
+    o.saved[0] = output(c, &o, 1, (int64_t[]){tensor_rows(x)});
+    return map(c, &o);
+}
+
+Tensor *op_mix(Ctx *c, Tensor *x, Tensor *y, Tensor *r, Tensor *s, int i) {
+    OpCall o = {.op = OP_MIX, .in = {x, y == x ? NULL : y, r, s}, .n_in = 4, .n_out = 1};
+    o.attr.part = i;
+    NEED(o, tensor_same_shape(x, y), y);
+    NEED(o, r->ndim == 1 && i >= 0 && i < r->shape[0], r);
+    NEED(o, tensor_same_shape(r, s), s);
+    return map(c, &o);
+}
+
+Tensor *op_pad(Ctx *c, Tensor *x, int64_t cols) {
+    OpCall o = {.op = OP_PAD, .in = {x}, .n_in = 1, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, tensor_cols(x) <= cols, x);
+    o.out[0] = output_cols(c, &o, x, cols);
+    run(c, &o);
+    return o.out[0];
+}
+
 Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer) {
     CHECK(p >= 0 && p < 1, "dropout: the probability is %g", (double)p);
     CHECK(layer < 1u << 24 && tensor_numel(x) <= (int64_t)1 << 40,
@@ -46,17 +74,6 @@ Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer) {
 Tensor *op_unit_vector(Ctx *c, Tensor *x) {
     OpCall o = {.op = OP_UNIT_VECTOR, .in = {x}, .n_in = 1, .n_out = 1, .attr.eps = 1e-8f};
     return map(c, &o);
-}
-
-Qkv op_split_heads(Ctx *c, Tensor *qkv, int n_heads) {
-    OpCall o = {.op = OP_SPLIT_HEADS, .in = {qkv}, .n_in = 1, .n_out = 3, .attr.heads = n_heads};
-    need_dtype(&o, c->dtype);
-    NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0, qkv);
-    const int64_t H = n_heads, D = qkv->shape[2] / (3 * H);
-    for (int j = 0; j < 3; j++)
-        o.out[j] = output(c, &o, 4, (int64_t[]){qkv->shape[0], qkv->shape[1], H, D});
-    run(c, &o);
-    return (Qkv){o.out[0], o.out[1], o.out[2]};
 }
 
 Tensor *op_concat(Ctx *c, Tensor *a, Tensor *b) {
@@ -122,7 +139,7 @@ Tensor *op_segment_first(Ctx *c, Tensor *x, Tensor *offsets) {
 Tensor *op_segment_prepend(Ctx *c, Tensor *x, Tensor *offsets, Tensor *token) {
     OpCall o = {.op = OP_SEGMENT_PREPEND, .in = {x, offsets, token}, .n_in = 3, .n_out = 1};
     need_segments(c, &o);
-    NEED(o, token->dtype == c->dtype && is_vector(token, tensor_cols(x)), token);
+    NEED(o, token->dtype == c->dtype && tensor_numel(token) == tensor_cols(x), token);
     o.out[0] = output_rows(c, &o, x, tensor_rows(x) + offsets->shape[0] - 1);
     run(c, &o);
     return o.out[0];

@@ -39,6 +39,12 @@ int arena_commit(Arena *a, size_t bytes, Err *e) {
     return add_chunk(a, bytes - committed(a), e);
 }
 
+int arena_reserve(Arena *a, size_t bytes, Err *e) {
+    const size_t more = committed(a) + committed(a) / 2;
+    if (bytes <= committed(a)) return 0;
+    return arena_commit(a, bytes > more ? bytes : more, e);
+}
+
 void *arena_alloc(Arena *a, size_t bytes) {
     bytes = round_up(bytes ? bytes : 1, ARENA_ALIGN);
     a->used += bytes;

@@ -32,6 +32,9 @@ void arena_init(Arena *a, const char *name, bool dry);
  * not that much. */
 int arena_commit(Arena *a, size_t bytes, Err *e);
 
+/* The same for sizes that rise from step to step: where it must grow, it grows by half at least. */
+int arena_reserve(Arena *a, size_t bytes, Err *e);
+
 /* `bytes` of memory aligned to 64, not cleared (fresh pages are zero). NULL from a dry arena. Never
  * fails otherwise: when the system refuses to grow an arena inside a step, the run cannot go on and
  * CHECK says by how much. */

@@ -72,20 +72,19 @@ char *resume_text(const Options *o, const char *const *expressions) {
     return all;
 }
 
-/* About one run of the program, not about what it trains. */
-static bool is_own(const char *name) {
-    static const char *const own[] = {"out",  "resume",  "init",   "sample",  "actions",
-                                      "plan", "profile", "device", "threads", NULL};
-    return is_in(own, name);
-}
+/* About one run, not about what it trains; in any program. */
+static const char *const of_a_run[] = {"out",     "resume", "init",    "plan",
+                                       "profile", "device", "threads", NULL};
 
-int resume_options(Options *o, const char *text, Err *e) {
+int resume_options(Options *o, const char *text, const char *const *own, Err *e) {
     cJSON *json = text ? cJSON_Parse(text) : NULL;
     int status = 0;
     for (int i = 0; i < o->n && status == 0; i++) {
         const Option *r = &o->row[i];
         const cJSON *value = cJSON_GetObjectItemCaseSensitive(json, r->name);
-        if (r->kind == OPT_HEADING || is_own(r->name) || !cJSON_IsString(value)) continue;
+        if (r->kind == OPT_HEADING || is_in(of_a_run, r->name) || is_in(own, r->name) ||
+            !cJSON_IsString(value))
+            continue;
         if (strcmp(value->valuestring, EXPRESSION))
             status = options_preset(o, r->name, value->valuestring, e);
         else if (!option_was_set(o, r->name))

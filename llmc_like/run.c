@@ -44,17 +44,27 @@ static double system_number(const char *path, const char *key) {
     return value;
 }
 
-int memory_check(size_t bytes, Err *e) {
+double memory_left(void) {
     double left = system_number("/proc/meminfo", "MemAvailable:") * 1024;
     double limit = system_number("/sys/fs/cgroup/memory.max", "");
     double used = system_number("/sys/fs/cgroup/memory.current", "");
     used -= fmax(0, system_number("/sys/fs/cgroup/memory.stat", "file ")); /* cache gives way */
     if (limit > 0 && used >= 0 && (left < 0 || limit - used < left)) left = limit - used;
+    return left;
+}
+
+int memory_check(size_t bytes, Err *e) {
+    const double left = memory_left();
     if (left < 0 || (double)bytes <= left) return 0;
     return err_set(e,
                    "this run needs %.0f MiB and the machine has %.0f MiB left; choose a smaller "
                    "--batch (with --accumulate for the same gradient), --preset or --attn sdpa",
                    (double)bytes / MiB, left / MiB);
+}
+
+void plan_add(StepPlan *plan, const char *name, size_t bytes) {
+    CHECK(plan->n < PLAN_ROWS, "more than %d rows of memory", PLAN_ROWS);
+    plan->row[plan->n++] = (MemoryRow){name, bytes};
 }
 
 /* What a step reaches of the measured peak, by and large, on the machines this was written on. */
@@ -132,24 +142,31 @@ static void time_left(double s, char text[32]) {
         snprintf(text, 32, "%.1f h", s / 3600);
 }
 
+/* "5859 tokens/s", of each unit. */
+static void rates(const RunLog *r, const StepFigures *f, char text[64]) {
+    int n = 0;
+    for (int i = 0; i < RUN_UNITS && r->unit[i]; i++)
+        n += snprintf(text + n, 64 - (size_t)n, "%s%.0f %s/s", i ? "  " : "",
+                      f->units[i] / f->step_s, r->unit[i]);
+}
+
 int run_log_step(RunLog *r, int64_t step, const StepFigures *f, Err *e) {
     const double now = now_s(), took = r->last_s > 0 ? now - r->last_s : f->step_s;
     const double weight = r->lines < 2 ? 1 : fmax(0.05, 1.0 / (double)r->lines);
     r->mean_step_s += weight * (took - r->mean_step_s);
     r->lines++;
     r->last_s = now;
-    const double rate = r->units_per_step / f->step_s;
-    char eta[32], share[32] = "";
+    char eta[32], rate[64], degrees[32] = "", share[32] = "";
     time_left(r->mean_step_s * (double)(r->total_steps - step - 1), eta);
+    rates(r, f, rate);
+    if (r->radians) snprintf(degrees, sizeof degrees, " (%.2f deg)", f->loss * 180 / M_PI);
     if (r->peak > 0)
         snprintf(share, sizeof share, "  %3.0f %% of peak", 1e-7 * f->flops / f->step_s / r->peak);
     printf("step %5" PRId64 "/%" PRId64
-           "  loss %.5f  norm %7.4f  lr %.2e  %7.1f ms  %.0f %s/s%s  %s left\n",
-           step + 1, r->total_steps, f->loss, f->grad_norm, f->lr, 1e3 * f->step_s, rate, r->unit,
+           "  loss %.5f%s  norm %7.4f  lr %.2e  %7.1f ms  %s%s  %s left\n",
+           step + 1, r->total_steps, f->loss, degrees, f->grad_norm, f->lr, 1e3 * f->step_s, rate,
            share, eta);
     fflush(stdout);
-    char rate_name[32];
-    snprintf(rate_name, sizeof rate_name, "%s_per_s", r->unit);
     Metrics *m = &r->metrics;
     metrics_begin(m, step);
     metrics_number(m, "loss", f->loss);
@@ -160,7 +177,10 @@ int run_log_step(RunLog *r, int64_t step, const StepFigures *f, Err *e) {
     metrics_number(m, "backward_ms", 1e3 * f->backward_s);
     metrics_number(m, "update_ms", 1e3 * f->update_s);
     metrics_number(m, "wait_ms", 1e3 * f->wait_s);
-    metrics_number(m, rate_name, rate);
+    for (int i = 0; i < RUN_UNITS && r->unit[i]; i++) {
+        snprintf(rate, sizeof rate, "%s_per_s", r->unit[i]);
+        metrics_number(m, rate, f->units[i] / f->step_s);
+    }
     metrics_number(m, "attn_forward_ms", 1e3 * f->attn_forward_s);
     metrics_number(m, "attn_backward_ms", 1e3 * f->attn_backward_s);
     return metrics_end(m, e);

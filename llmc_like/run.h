@@ -26,13 +26,20 @@ void memory_print(const MemoryRow *row, int n, FILE *out);
  */
 int memory_check(size_t bytes, Err *e);
 
+/* Bytes that the system can still give, as memory_check sees it; below 0: unknown. */
+double memory_left(void);
+
 /* What a dry step has counted. */
+enum { PLAN_ROWS = 12 };
+
 typedef struct StepPlan {
-    MemoryRow row[8];
+    MemoryRow row[PLAN_ROWS];
     int n;
     size_t activations, gradients, workspace; /* bytes, of the rows of these names */
     double step_flops; /* matrix products of one step: its forwards, backwards and update */
 } StepPlan;
+
+void plan_add(StepPlan *plan, const char *name, size_t bytes); /* one row more */
 
 /* The memory table, and the time of the steps at PLAN_SHARE_OF_PEAK of `peak` GFLOP/s. */
 void plan_print(const StepPlan *plan, int steps, double peak);
@@ -62,18 +69,21 @@ bool interrupted(void);
 
 /* ---- one step's figures ---- */
 
+enum { RUN_UNITS = 2 };
+
 typedef struct StepFigures {
     double loss, grad_norm, lr;
     double step_s, forward_s, backward_s, update_s, wait_s; /* wall; wait_s: for the loader */
     double attn_forward_s, attn_backward_s;                 /* share of the two passes */
     double flops;                                           /* of the step's matrix products */
+    double units[RUN_UNITS];                                /* what it went through, see RunLog */
 } StepFigures;
 
 typedef struct RunLog {
     Metrics metrics;
-    const char *unit; /* "tokens" */
-    double units_per_step;
-    double peak; /* GFLOP/s; 0: not measured */
+    const char *unit[RUN_UNITS]; /* what rates count: "tokens"; NULL: no second one */
+    bool radians;                /* the loss is an angle, and shown in degrees, too */
+    double peak;                 /* GFLOP/s; 0: not measured */
     int64_t total_steps;
     double mean_step_s; /* running mean of what a step takes, evaluations included, for the ETA */
     double last_s;

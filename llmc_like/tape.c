@@ -69,7 +69,7 @@ static void call_backward(Ctx *c, OpCall *o) {
             pool_give(&c->pool, t->grad, grad_bytes(t));
             t->grad = before[i];
         }
-        t->grad_set = true;
+        if (!c->dry || !t->is_param) t->grad_set = true; /* a dry one leaves a model as it was */
     }
     for (int j = 0; j < o->n_out; j++) {
         if (passed) o->out[j]->grad = NULL, o->out[j]->grad_set = false;

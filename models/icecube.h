@@ -45,16 +45,17 @@ typedef struct IceLayer {
     LayerNorm norm1, norm2; /* (C)                     */
 } IceLayer;
 
-/* What a model reads of a batch: the tensors of data/icecube_batch.h. */
+/* What a model reads of a batch: the tensors of data/icecube_batch.h. The model knows no events but
+ * these rows; all its activations are (1, rows, columns). */
 typedef struct IceInput {
-    Tensor *pulse;                   /* (N, 4) float32; hierarchical alone          */
-    Tensor *dom_vector;              /* (M, 4 + 3K) float32; flat alone             */
-    Tensor *xyz;                     /* (M, 3) float32, in 500 m                    */
+    Tensor *pulse;                   /* (1, N, 4) float32; hierarchical alone       */
+    Tensor *dom_vector;              /* (1, M, 4 + 3K) float32; flat alone          */
+    Tensor *xyz;                     /* (1, M, 3) float32, in 500 m                 */
     Tensor *dom_offsets;             /* (M + 1) int32: first pulse of each DOM      */
-    Tensor *event_offsets;           /* (B + 1) int32: first DOM of each event    */
-    Tensor *dom_token, *event_token; /* the same with a class row each  */
+    Tensor *event_offsets;           /* (B + 1) int32: first DOM of each event      */
+    Tensor *dom_token, *event_token; /* the same with a class row each    */
     uint32_t step;                   /* of training, for dropout */
-    uint32_t part;                   /* of the step's batch, likewise */
+    uint32_t part;                   /* of the step's batch, likewise; below 16384 */
 } IceInput;
 
 typedef struct Ice {
@@ -83,10 +84,11 @@ int ice_init(Ice *m, const IceConfig *cfg, const Mask *dom_mask, const Mask *eve
              uint64_t seed, bool training, bool dry, Err *e);
 void ice_free(Ice *m);
 
-/* T1 alone: (M, C), one row a DOM. */
+/* T1 alone: (1, M, C), one row a DOM. */
 Tensor *ice_dom_embedding(Ctx *c, const Ice *m, const IceInput *in);
 
-/* Unit vectors (B, 3): where the neutrinos come from. The masks must hold the batch's documents. */
+/* Unit vectors (1, B, 3): where the neutrinos come from. The masks must hold the batch's documents.
+ */
 Tensor *ice_forward(Ctx *c, const Ice *m, const IceInput *in);
 
 #endif

@@ -20,7 +20,7 @@ typedef struct IceFlatConfig {
     int d_model, n_heads, n_layers, d_ff, head_hidden;
     int K;             /* pulses kept a DOM */
     const char *input; /* linear, mlp, none */
-    double dropout;    /* on the residual branches */
+    double dropout;    /* on the residual branches and in the head */
     double time_scale;
     int max_doms;
 } IceFlatConfig;
@@ -53,7 +53,7 @@ int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, 
                   bool training, bool dry, Err *e);
 void ice_flat_free(IceFlat *m);
 
-/* Unit vectors (B, 3). */
+/* Unit vectors (1, B, 3). The mask must hold the documents of event_token. */
 Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in);
 
 #endif

@@ -5,10 +5,7 @@
 
 #include "llmc_like/run.h"
 
-/* A preset is a list of options with other defaults. */
-static const struct Preset {
-    const char *name, *option[12][2];
-} presets[] = {
+const Preset wm_presets[] = {
     {"tiny", /* x, y and t have rotations of their own: learns the game in minutes */
      {{"d-model", "128"},
       {"n-heads", "4"},
@@ -24,56 +21,45 @@ static const struct Preset {
      {{"d-model", "384"}, {"n-heads", "6"}, {"n-blocks", "8"}, {"frames", "30"}, {"batch", "32"}}},
     {"toy-wm",
      {{"d-model", "320"}, {"n-heads", "20"}, {"n-blocks", "8"}, {"frames", "30"}, {"batch", "64"}}},
+    {NULL, {{NULL}}},
 };
 
-static int run_options(WmSettings *s, Option *row) {
-    const double big = 1 << 20;
-    const Option table[] = {
-        {"Run", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"preset", OPT_STRING, &s->preset, "tiny", 0, 0,
-         "sizes and schedule to begin with; paper and toy-wm are the originals'",
-         "tiny|paper|toy-wm"},
-        {"device", OPT_STRING, &s->device, "cpu", 0, 0,
-         "cpu: the best this processor has (cpu-avx512, cpu-avx2, cpu-portable)", NULL},
-        {"threads", OPT_INT, &s->threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
-        {"out", OPT_STRING, &s->out, "runs/wm", 0, 0,
-         "folder for all that the run leaves; not named: runs/wm, or the next free runs/wm-N",
-         NULL},
-        {"steps", OPT_INT, &s->steps, "2500", 1, 1e9, "optimiser steps", NULL},
-        {"batch", OPT_INT, &s->batch, "8", 1, big, "clips a forward", NULL},
-        {"accumulate", OPT_INT, &s->accumulate, "1", 1, big, "forwards and backwards a step", NULL},
-        {"seed", OPT_U64, &s->seed, "1", 0, 0, "of parameters, data and noise", NULL},
-        {"eval-every", OPT_INT, &s->eval_every, "500", 0, 1e9,
-         "steps between evaluations, and after the last; 0: none", NULL},
-        {"eval-clips", OPT_INT, &s->eval_clips, "16", 1, big, "held-out clips an evaluation", NULL},
-        {"save-every", OPT_INT, &s->save_every, "100", 0, 1e9,
-         "steps between checkpoints, and after the last; 0: none", NULL},
-        {"resume", OPT_OPTIONAL, &s->resume, NULL, 0, 0,
-         "go on from a checkpoint, a run's folder, or (alone) from --out's last one", NULL},
-        {"init", OPT_STRING, &s->init, NULL, 0, 0,
-         "begin with the parameters (param.NAME) of a safetensors file", NULL},
-        {"plan", OPT_FLAG, &s->plan, "off", 0, 0, "print memory and estimated time, and leave",
-         NULL},
-        {"profile", OPT_FLAG, &s->profile, "off", 0, 0, "print time and rate of each op at the end",
-         NULL},
-        {"Attention", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"attn", OPT_STRING, &s->attn, "sdpa", 0, 0,
-         "backend; auto: the fastest here; all: --steps steps with each, and a table",
-         "vanilla|sdpa|flex|flex-dense|auto|all"},
-        {"mask", OPT_STRING, &s->mask, "frame-causal", 0, 0,
-         "full, causal, frame-causal, window:W, document:LEN, several joined by &, or an "
-         "expression of q, k, b, h, frame[]",
-         NULL},
-        {"score", OPT_STRING, &s->score, "", 0, 0,
-         "an expression of score, q, k, b, h, frame[]: 'score - 0.01*(q - k)'", NULL},
-    };
-    memcpy(row, table, sizeof table);
-    return sizeof table / sizeof *table;
-}
+const char *const wm_own_options[] = {"sample", "actions", NULL};
 
-static int model_options(WmSettings *s, Option *row) {
+static const TrainWords words = {
+    .preset = "tiny",
+    .presets = "tiny|paper|toy-wm",
+    .preset_help = "sizes and schedule to begin with; paper and toy-wm are the originals'",
+    .out = "runs/wm",
+    .out_help =
+        "folder for all that the run leaves; not named: runs/wm, or the next free runs/wm-N",
+    .steps = "2500",
+    .batch = "8",
+    .batch_help = "clips a forward",
+    .eval_every = "500",
+    .save_every = "100",
+    .warmup = "100",
+    .warmup_help = "steps of linear warm-up; then a cosine to 0",
+    .weight_decay = "1e-5",
+    .clip = "10",
+    .mask = "frame-causal",
+    .mask_help =
+        "full, causal, frame-causal, window:W, document:LEN, several joined by &, or an "
+        "expression of q, k, b, h, frame[]",
+    .score_help = "an expression of score, q, k, b, h, frame[]: 'score - 0.01*(q - k)'",
+};
+
+int wm_options(WmSettings *s, Option row[TRAIN_MAX_OPTIONS]) {
+    const double big = 1 << 20;
     WmConfig *g = &s->model;
     const Option table[] = {
+        {"lr-muon", OPT_DOUBLE, &s->lr_muon, "0.02", 0, 10,
+         "learning rate of the blocks' matrices (Muon)", NULL},
+        {"lr-adam", OPT_DOUBLE, &s->lr_adam, "3e-4", 0, 10, "learning rate of all the rest (Adam)",
+         NULL},
+        {"action-dropout", OPT_DOUBLE, &s->action_dropout, "0.2", 0, 1,
+         "probability that training hides an action", NULL},
+        {"eval-clips", OPT_INT, &s->eval_clips, "16", 1, big, "held-out clips an evaluation", NULL},
         {"Model", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
         {"d-model", OPT_INT, &g->d_model, "128", 2, 65536, "width of the residual stream", NULL},
         {"n-heads", OPT_INT, &g->n_heads, "4", 1, 4096, "attention heads", NULL},
@@ -99,20 +85,8 @@ static int model_options(WmSettings *s, Option *row) {
          "background colour R,G,B; auto: the commonest", NULL},
         {"held-out", OPT_DOUBLE, &s->held_out, "0.0625", 0, 0.9,
          "share of a recording that training never reads", NULL},
-        {"Training", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"lr-muon", OPT_DOUBLE, &s->lr_muon, "0.02", 0, 10,
-         "learning rate of the blocks' matrices (Muon)", NULL},
-        {"lr-adam", OPT_DOUBLE, &s->lr_adam, "3e-4", 0, 10, "learning rate of all the rest (Adam)",
-         NULL},
-        {"warmup", OPT_INT, &s->warmup, "100", 0, 1e9,
-         "steps of linear warm-up; then a cosine to 0", NULL},
-        {"weight-decay", OPT_DOUBLE, &s->weight_decay, "1e-5", 0, 1, "decoupled weight decay",
-         NULL},
-        {"clip", OPT_DOUBLE, &s->clip, "10", 0, 1e9, "largest gradient norm; 0: no clipping", NULL},
-        {"action-dropout", OPT_DOUBLE, &s->action_dropout, "0.2", 0, 1,
-         "probability that training hides an action", NULL},
         {"Sampling", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"sample", OPT_STRING, &s->sample, NULL, 0, 0,
+        {"sample", OPT_STRING, &s->train.use, NULL, 0, 0,
          "dream from this checkpoint instead of training", NULL},
         {"actions", OPT_STRING, &s->actions, "stay*30,up*60,down*60,none*30", 0, 0,
          "what to do in the dream: a file (.npy, .csv) or a pattern", NULL},
@@ -120,24 +94,12 @@ static int model_options(WmSettings *s, Option *row) {
         {"cfg", OPT_DOUBLE, &s->cfg, "1", 0, 100,
          "classifier-free guidance; 1: none, at half the cost", NULL},
     };
-    memcpy(row, table, sizeof table);
-    return sizeof table / sizeof *table;
-}
-
-int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]) {
-    int n = run_options(s, row);
-    n += model_options(s, row + n);
-    CHECK(n <= WM_MAX_OPTIONS, "%d options", n);
-    return n;
-}
-
-int wm_preset(Options *o, const char *name, Err *e) {
-    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
-        if (strcmp(presets[i].name, name)) continue;
-        for (int j = 0; presets[i].option[j][0]; j++)
-            if (options_preset(o, presets[i].option[j][0], presets[i].option[j][1], e)) return -1;
-    }
-    return 0;
+    const int n = train_options(&s->train, &words, row);
+    CHECK(n + sizeof table / sizeof *table <= TRAIN_MAX_OPTIONS, "more than %d options",
+          TRAIN_MAX_OPTIONS);
+    memcpy(row + n, table, sizeof table);
+    s->train.schedule = "warmup-cosine";
+    return n + (int)(sizeof table / sizeof *table);
 }
 
 /* Sizes from a checkpoint's config, where the user named none. */
@@ -165,7 +127,7 @@ int wm_adopt_config(Options *o, WmSettings *s, const char *json, Err *e) {
 
 int wm_check_sizes(const WmSettings *s, Err *e) {
     const WmConfig *g = &s->model;
-    const double T = wm_tokens(g), tokens = s->batch * T, C = g->d_model;
+    const double T = wm_tokens(g), tokens = s->train.batch * T, C = g->d_model;
     const double least = 40 * tokens * C * g->n_blocks; /* ten rows of C a token and block */
     const double most = least + 4 * tokens * g->n_heads * T + 12 * tokens * C * g->patch * g->patch;
     if (most > 1e16)
@@ -173,5 +135,5 @@ int wm_check_sizes(const WmSettings *s, Err *e) {
                        "a run of this size needs about %.0f TiB; choose a smaller --batch, "
                        "--frames, --d-model or --preset",
                        most / (1024.0 * 1024 * 1024 * 1024));
-    return s->plan || s->sample ? 0 : memory_check((size_t)least, e);
+    return s->train.plan || s->train.use ? 0 : memory_check((size_t)least, e);
 }

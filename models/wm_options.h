@@ -2,26 +2,23 @@
 #ifndef MODELS_WM_OPTIONS_H
 #define MODELS_WM_OPTIONS_H
 
-#include "llmc_like/options.h"
+#include "llmc_like/train_options.h"
 #include "models/wm.h"
 
 typedef struct WmSettings {
-    const char *device, *preset, *attn, *mask, *score, *data, *background, *out, *resume, *init;
-    const char *sample, *actions;
-    int threads, steps, batch, accumulate, eval_every, save_every, eval_clips, warmup, sample_steps;
-    uint64_t seed;
-    double lr_muon, lr_adam, weight_decay, clip, action_dropout, cfg, held_out;
-    bool plan, profile;
+    TrainSettings train; /* use: --sample */
+    const char *data, *background, *actions;
+    int eval_clips, sample_steps;
+    double lr_muon, lr_adam, action_dropout, cfg, held_out;
     WmConfig model;
 } WmSettings;
 
-enum { WM_MAX_OPTIONS = 64 };
-
 /* Fills the table, whose values point into *s; returns the number of rows. */
-int wm_options(WmSettings *s, Option row[WM_MAX_OPTIONS]);
+int wm_options(WmSettings *s, Option row[TRAIN_MAX_OPTIONS]);
 
-/* A preset is a list of options with other defaults: tiny, paper, toy-wm. */
-int wm_preset(Options *o, const char *name, Err *e);
+extern const Preset wm_presets[]; /* tiny, paper, toy-wm */
+extern const char
+    *const wm_own_options[]; /* about one run: a checkpoint does not bring them back */
 
 /* The sizes of a checkpoint's config (NULL: none), where the user named none. */
 int wm_adopt_config(Options *o, WmSettings *s, const char *json, Err *e);

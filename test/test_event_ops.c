@@ -1,6 +1,6 @@
 /* What the general tests of ops (test_ops.c) cannot know of those for events: GELU's error over its
- * whole range, dropout's statistics and its key, ties in a maximum, directions without length, and
- * angles known from geometry. On every device that this processor runs. */
+ * whole range, dropout's statistics and its key, ties in a maximum, directions without length, rows
+ * of zeros, and angles known from geometry. On every device that this processor runs. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -163,7 +163,7 @@ static void check_class_rows(Ctx *c) {
     const int32_t before[] = {0, 1, 3}, after[] = {0, 2, 5};
     const float want[] = {-1, -2, 1, 2, -1, -2, 3, 4, 5, 6};
     Tensor *in = input(c, 3, (int64_t[]){1, 3, 2}, x);
-    Tensor *row = input(c, 1, (int64_t[]){2}, token);
+    Tensor *row = input(c, 3, (int64_t[]){1, 1, 2}, token);
     Tensor *y =
         op_segment_prepend(c, in, ctx_input(c, "before", DT_I32, 1, (int64_t[]){3}, before), row);
     assert_int_equal(tensor_numel(y), 10);
@@ -177,6 +177,53 @@ static void test_class_rows_come_back(void **state) {
     for_devices(check_class_rows);
 }
 
+/* A row of zeros stays one, and its slope is that of 1 / sqrt(eps): no 0 / 0. */
+static void check_norm_of_zeros(Ctx *c) {
+    const float x[] = {0, 0, 0};
+    Tensor *in = input(c, 2, (int64_t[]){1, 3}, x), *y = op_rmsnorm(c, in);
+    float dy[] = {1, -2, 3}, dx[3] = {NAN, NAN, NAN};
+    y->grad = dy;
+    in->grad = dx;
+    c->dev->ops[OP_RMSNORM].backward(c, &c->tape.call[0]);
+    for (int j = 0; j < 3; j++) {
+        expect_near(c, "norm of nothing", tensor_f32(y)[j], 0, 0);
+        expect_near(c, "its gradient", dx[j], dy[j] * 0x1p11 * sqrt(2), 1e-3);
+    }
+}
+
+static void test_norm_of_a_row_of_zeros(void **state) {
+    (void)state;
+    for_devices(check_norm_of_zeros);
+}
+
+/* A tensor mixed with itself through the tape: its gradient is the sum of both shares. */
+static void check_mix_with_itself(Ctx *c) {
+    const float one[] = {3, 4}, factors[] = {9, 2, 9}, others[] = {9, 0.5f, 9};
+    float gradient[3][3] = {{0}};
+    Tensor *x = input(c, 2, (int64_t[]){1, 2}, one);
+    Tensor *r = input(c, 1, (int64_t[]){3}, factors), *s = input(c, 1, (int64_t[]){3}, others);
+    Tensor *const wanted[] = {x, r, s};
+    for (int i = 0; i < 3; i++) {
+        wanted[i]->is_param = true; /* its gradient outlives backward */
+        wanted[i]->grad = gradient[i];
+    }
+    const float target[] = {0, 0};
+    Tensor *y = op_mix(c, x, x, r, s, 1);
+    expect_near(c, "mixture", tensor_f32(y)[1], 10, 0);
+    Tensor *zero = ctx_input(c, "target", DT_F32, 2, (int64_t[]){1, 2}, target);
+    tape_backward(c, op_mse_loss(c, y, zero), 1); /* d loss / d y = y = 2.5 x */
+    for (int j = 0; j < 2; j++) expect_near(c, "gradient", gradient[0][j], 6.25 * one[j], 1e-5);
+    for (int i = 1; i < 3; i++) {
+        expect_near(c, "a factor's gradient", gradient[i][1], 2.5 * 25, 1e-4);
+        expect_near(c, "another factor's", gradient[i][0] + gradient[i][2], 0, 0);
+    }
+}
+
+static void test_a_tensor_mixed_with_itself(void **state) {
+    (void)state;
+    for_devices(check_mix_with_itself);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gelu_over_its_range),
@@ -185,6 +232,8 @@ int main(void) {
         cmocka_unit_test(test_direction_of_a_zero_vector),
         cmocka_unit_test(test_angles_of_known_geometry),
         cmocka_unit_test(test_class_rows_come_back),
+        cmocka_unit_test(test_norm_of_a_row_of_zeros),
+        cmocka_unit_test(test_a_tensor_mixed_with_itself),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -192,24 +192,6 @@ static void game_is_aligned_and_endless(void **state) {
     frames_close(&d);
 }
 
-static void order_is_a_bijection_and_changes(void **state) {
-    (void)state;
-    for (uint64_t n = 1; n < 300; n += n < 20 ? 1 : 37) {
-        int same = 0;
-        for (uint64_t pass = 0; pass < 3; pass++) {
-            bool seen[300] = {false};
-            for (uint64_t i = 0; i < n; i++) {
-                uint64_t to = permute(7, pass, n, i);
-                assert_true(to < n && !seen[to]);
-                seen[to] = true;
-                same += permute(7, pass + 1, n, i) == to;
-            }
-        }
-        if (n > 100) assert_true(same < 20);
-    }
-    assert_true(permute(1, 0, UINT64_C(1) << 40, 5) != permute(2, 0, UINT64_C(1) << 40, 5));
-}
-
 static void bad_frames_are_explained(void **state) {
     (void)state;
     FrameOptions o = options();
@@ -313,14 +295,10 @@ static void patterns_and_files_are_parsed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH_FOLDER(recording_is_cut_and_aligned),
-        WITH_FOLDER(every_integer_layout_is_read),
-        WITH_FOLDER(pictures_give_the_same),
-        WITH_FOLDER(bad_frames_are_explained),
-        WITH_FOLDER(bad_actions_are_explained),
-        WITH_FOLDER(patterns_and_files_are_parsed),
+        WITH_FOLDER(recording_is_cut_and_aligned),     WITH_FOLDER(every_integer_layout_is_read),
+        WITH_FOLDER(pictures_give_the_same),           WITH_FOLDER(bad_frames_are_explained),
+        WITH_FOLDER(bad_actions_are_explained),        WITH_FOLDER(patterns_and_files_are_parsed),
         cmocka_unit_test(game_is_aligned_and_endless),
-        cmocka_unit_test(order_is_a_bijection_and_changes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* GELU, ReLU and dropout: one element at a time. */
+/* GELU, ReLU, its square and dropout: one element at a time. */
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"
@@ -48,7 +48,7 @@ void ISA_FN(gelu_backward)(Ctx *c, const OpCall *o) {
     }
 }
 
-/* Both written so that NaN fails the comparison and passes through. */
+/* All four written so that NaN fails the comparison and passes through. */
 void ISA_FN(relu_forward)(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]);
     const float *x = o->in[0]->data;
@@ -64,6 +64,23 @@ void ISA_FN(relu_backward)(Ctx *c, const OpCall *o) {
     float *dx = o->in[0]->grad;
     EACH(n)
     for (int64_t i = 0; i < n; i++) put(&dx[i], x[i] <= 0 ? 0 : dy[i], add);
+}
+
+void ISA_FN(relu_squared_forward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *x = o->in[0]->data;
+    float *y = o->out[0]->data;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i] * x[i];
+}
+
+void ISA_FN(relu_squared_backward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const bool add = o->in[0]->grad_set;
+    const float *x = o->in[0]->data, *dy = o->out[0]->grad;
+    float *dx = o->in[0]->grad;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) put(&dx[i], x[i] <= 0 ? 0 : 2 * x[i] * dy[i], add);
 }
 
 /* Elements whose numbers are drawn together: they stay in the first-level cache. */

@@ -2,19 +2,11 @@
  * (dev/bench/SPEED.md). Activations stay as they are; the weight is reordered from PyTorch's (O, I,
  * ky, kx) into the order that a primitive wants and back, each call, since it changes each step.
  *
- * A primitive is made once for each shape and kept in c->device_state: a model has two
+ * A primitive is made once for each shape and kept: a model has two
  * convolutions, and training, evaluation and sampling have each their own number of images. */
-#include <dnnl.h>
-#include <omp.h>
 #include <stdlib.h>
 
-#include "kernels/cpu/cpu.h"
-
-#define DNNL(call)                                                               \
-    do {                                                                         \
-        const dnnl_status_t status_ = (call);                                    \
-        CHECK(status_ == dnnl_success, "oneDNN: %s: status %d", #call, status_); \
-    } while (0)
+#include "kernels/cpu/onednn.h"
 
 typedef struct Shape {
     int64_t images, h, w, I, O, k, bias; /* bias: 0 or 1 */
@@ -32,8 +24,6 @@ typedef struct Compiled {
 enum { MAX_SHAPES = 16 };
 
 typedef struct Convolutions {
-    dnnl_engine_t engine;
-    dnnl_stream_t stream;
     struct {
         Shape shape;
         Compiled pass[PASSES];
@@ -53,26 +43,15 @@ static void compiled_free(Compiled *p) {
     memset(p, 0, sizeof *p);
 }
 
-void ISA_FN(conv_release)(Ctx *c) {
-    Convolutions *s = c->device_state;
-    if (!s) return;
-    for (int i = 0; i < s->n; i++)
+void ISA_FN(convolutions_free)(Convolutions *s) {
+    for (int i = 0; s && i < s->n; i++)
         for (int p = 0; p < PASSES; p++) compiled_free(&s->entry[i].pass[p]);
-    dnnl_stream_destroy(s->stream);
-    dnnl_engine_destroy(s->engine);
     free(s);
-    c->device_state = NULL;
-}
-
-static dnnl_memory_t memory(Convolutions *s, const dnnl_memory_desc_t *d) {
-    dnnl_memory_t m = NULL;
-    DNNL(dnnl_memory_create(&m, d, s->engine, DNNL_MEMORY_NONE));
-    return m;
 }
 
 /* The plan of a pass; a backward's is made beside the forward's, which oneDNN asks for as a hint.
  */
-static dnnl_primitive_desc_t describe(Convolutions *s, const Shape *h, Pass pass,
+static dnnl_primitive_desc_t describe(const OneDnn *s, const Shape *h, Pass pass,
                                       const dnnl_memory_desc_t d[4],
                                       dnnl_primitive_desc_t forward) {
     const dnnl_dims_t strides = {1, 1}, pad = {h->k / 2, h->k / 2};
@@ -97,7 +76,7 @@ static dnnl_primitive_desc_t describe(Convolutions *s, const Shape *h, Pass pass
     return plan;
 }
 
-static void compile(Convolutions *s, const Shape *h, Pass pass, Compiled *p) {
+static void compile(const OneDnn *s, const Shape *h, Pass pass, Compiled *p) {
     const dnnl_dims_t x = {h->images, h->I, h->h, h->w}, y = {h->images, h->O, h->h, h->w};
     const dnnl_dims_t w = {h->O, h->I, h->k, h->k}, b = {h->O};
     dnnl_memory_desc_t d[4], plain; /* x, weight in any order, bias, y; weight in PyTorch's order */
@@ -118,12 +97,12 @@ static void compile(Convolutions *s, const Shape *h, Pass pass, Compiled *p) {
                                             to_plain ? &plain : packed, s->engine, NULL));
     DNNL(dnnl_primitive_create(&p->run, plan));
     DNNL(dnnl_primitive_create(&p->reorder, reorder));
-    p->x = memory(s, &d[0]);
-    p->y = memory(s, &d[3]);
-    p->bias = h->bias ? memory(s, &d[2]) : NULL;
-    p->packed = memory(s, packed);
-    p->weight = memory(s, &plain);
-    p->scratch = memory(s, scratch);
+    p->x = onednn_memory(s, &d[0]);
+    p->y = onednn_memory(s, &d[3]);
+    p->bias = h->bias ? onednn_memory(s, &d[2]) : NULL;
+    p->packed = onednn_memory(s, packed);
+    p->weight = onednn_memory(s, &plain);
+    p->scratch = onednn_memory(s, scratch);
     p->packed_bytes = dnnl_memory_desc_get_size(packed);
     p->scratch_bytes = dnnl_memory_desc_get_size(scratch);
     DNNL(dnnl_primitive_desc_destroy(reorder));
@@ -131,19 +110,10 @@ static void compile(Convolutions *s, const Shape *h, Pass pass, Compiled *p) {
     DNNL(dnnl_primitive_desc_destroy(forward));
 }
 
-static Convolutions *state(Ctx *c) {
-    omp_set_num_threads(c->n_threads); /* a primitive is made for, and run by, OpenMP's default */
-    if (!c->device_state) {
-        Convolutions *s = calloc(1, sizeof *s);
-        CHECK(s, "no memory for the table of convolutions (%zu bytes)", sizeof *s);
-        DNNL(dnnl_engine_create(&s->engine, dnnl_cpu, 0));
-        DNNL(dnnl_stream_create(&s->stream, s->engine, dnnl_stream_default_flags));
-        c->device_state = s;
-    }
-    return c->device_state;
-}
-
-static Compiled *compiled(Convolutions *s, const Shape *h, Pass pass) {
+static Compiled *compiled(OneDnn *d, const Shape *h, Pass pass) {
+    if (!d->convolutions) d->convolutions = calloc(1, sizeof *d->convolutions);
+    Convolutions *s = d->convolutions;
+    CHECK(s, "no memory for the table of convolutions (%zu bytes)", sizeof *s);
     int at = 0;
     while (at < s->n && memcmp(&s->entry[at].shape, h, sizeof *h)) at++;
     if (at == s->n && s->n == MAX_SHAPES) {
@@ -155,7 +125,7 @@ static Compiled *compiled(Convolutions *s, const Shape *h, Pass pass) {
     }
     s->entry[at].shape = *h;
     Compiled *p = &s->entry[at].pass[pass];
-    if (!p->run) compile(s, h, pass, p);
+    if (!p->run) compile(d, h, pass, p);
     return p;
 }
 
@@ -173,26 +143,19 @@ static Shape shape_of(const OpCall *o) {
                    o->in[2] != NULL};
 }
 
-static void reorder(Convolutions *s, const Compiled *p, dnnl_memory_t from, dnnl_memory_t to) {
+static void reorder(const OneDnn *s, const Compiled *p, dnnl_memory_t from, dnnl_memory_t to) {
     const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
     DNNL(dnnl_primitive_execute(p->reorder, s->stream, 2, args));
-}
-
-static void place(dnnl_memory_t m, const void *data) {
-    DNNL(dnnl_memory_set_data_handle(m, (void *)(uintptr_t)data));
-}
-
-static size_t aligned(size_t bytes) {
-    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
 }
 
 /* Scratch for the packed weight and the primitive's own, and `extra` bytes, whose place it returns.
  */
 static void *place_scratch(Ctx *c, const Compiled *p, size_t extra) {
-    char *at = ctx_workspace(c, aligned(p->packed_bytes) + aligned(p->scratch_bytes) + extra);
-    place(p->packed, at);
-    place(p->scratch, at + aligned(p->packed_bytes));
-    return at + aligned(p->packed_bytes) + aligned(p->scratch_bytes);
+    char *at = ctx_workspace(
+        c, onednn_aligned(p->packed_bytes) + onednn_aligned(p->scratch_bytes) + extra);
+    onednn_place(p->packed, at);
+    onednn_place(p->scratch, at + onednn_aligned(p->packed_bytes));
+    return at + onednn_aligned(p->packed_bytes) + onednn_aligned(p->scratch_bytes);
 }
 
 static void add_to(Ctx *c, float *dst, const float *src, int64_t n) {
@@ -202,13 +165,13 @@ static void add_to(Ctx *c, float *dst, const float *src, int64_t n) {
 
 void ISA_FN(conv2d_forward)(Ctx *c, const OpCall *o) {
     const Shape h = shape_of(o);
-    Convolutions *s = state(c);
+    OneDnn *s = ISA_FN(onednn)(c);
     const Compiled *p = compiled(s, &h, FORWARD);
     place_scratch(c, p, 0);
-    place(p->x, o->in[0]->data);
-    place(p->y, o->out[0]->data);
-    place(p->weight, o->in[1]->data);
-    if (h.bias) place(p->bias, o->in[2]->data);
+    onednn_place(p->x, o->in[0]->data);
+    onednn_place(p->y, o->out[0]->data);
+    onednn_place(p->weight, o->in[1]->data);
+    if (h.bias) onednn_place(p->bias, o->in[2]->data);
     reorder(s, p, p->weight, p->packed);
     const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, p->x},
                                     {DNNL_ARG_WEIGHTS, p->packed},
@@ -220,13 +183,13 @@ void ISA_FN(conv2d_forward)(Ctx *c, const OpCall *o) {
 
 static void backward_data(Ctx *c, const OpCall *o, const Shape *h) {
     const Tensor *x = o->in[0];
-    Convolutions *s = state(c);
+    OneDnn *s = ISA_FN(onednn)(c);
     const Compiled *p = compiled(s, h, BACKWARD_DATA);
     float *fresh = place_scratch(c, p, x->grad_set ? tensor_bytes(x) : 0);
     if (!x->grad_set) fresh = x->grad;
-    place(p->x, fresh);
-    place(p->y, o->out[0]->grad);
-    place(p->weight, o->in[1]->data);
+    onednn_place(p->x, fresh);
+    onednn_place(p->y, o->out[0]->grad);
+    onednn_place(p->weight, o->in[1]->data);
     reorder(s, p, p->weight, p->packed);
     const dnnl_exec_arg_t args[] = {{DNNL_ARG_DIFF_SRC, p->x},
                                     {DNNL_ARG_WEIGHTS, p->packed},
@@ -238,18 +201,18 @@ static void backward_data(Ctx *c, const OpCall *o, const Shape *h) {
 
 static void backward_weights(Ctx *c, const OpCall *o, const Shape *h) {
     const Tensor *w = o->in[1], *b = o->in[2];
-    Convolutions *s = state(c);
+    OneDnn *s = ISA_FN(onednn)(c);
     const Compiled *p = compiled(s, h, BACKWARD_WEIGHTS);
     const bool direct_w = w->grad && !w->grad_set, direct_b = b && b->grad && !b->grad_set;
-    const size_t room = aligned(tensor_bytes(w));
+    const size_t room = onednn_aligned(tensor_bytes(w));
     float *fresh_w = place_scratch(c, p, room + sizeof(float) * (size_t)h->O);
     float *fresh_b = fresh_w + room / sizeof(float);
     if (direct_w) fresh_w = w->grad;
     if (direct_b) fresh_b = b->grad;
-    place(p->x, o->in[0]->data);
-    place(p->y, o->out[0]->grad);
-    place(p->weight, fresh_w);
-    if (h->bias) place(p->bias, fresh_b);
+    onednn_place(p->x, o->in[0]->data);
+    onednn_place(p->y, o->out[0]->grad);
+    onednn_place(p->weight, fresh_w);
+    if (h->bias) onednn_place(p->bias, fresh_b);
     const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, p->x},
                                     {DNNL_ARG_DIFF_WEIGHTS, p->packed},
                                     {DNNL_ARG_DIFF_DST, p->y},

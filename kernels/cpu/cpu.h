@@ -31,8 +31,11 @@ void ISA_FN(gemm)(Ctx *c, bool ta, bool tb, int64_t M, int64_t N, int64_t K, flo
                   int64_t ldc);
 double ISA_FN(sum_squares)(Ctx *c, const float *x, int64_t n);
 
-/* Frees the convolutions that conv.c keeps in c->device_state. */
-void ISA_FN(conv_release)(Ctx *c);
+/* y (rows, N) = x (rows, K) W' + bias, or (add) y += x W'. W is (N, K), or stored transposed as (K,
+ * N); bias (N) or NULL; contiguous. Takes ctx_workspace. A row's result does not depend on the
+ * number of threads. */
+void ISA_FN(row_product)(Ctx *c, int64_t rows, int64_t N, int64_t K, const float *x, const float *w,
+                         bool transposed, const float *bias, bool add, float *y);
 
 /* dst (cols) = or += the column sums of x (rows, cols): the gradient of a bias. */
 void ISA_FN(sum_rows)(Ctx *c, const float *x, int64_t rows, int64_t cols, float *dst, bool add);

@@ -100,6 +100,58 @@ void ISA_FN(flow_noise_forward)(Ctx *c, const OpCall *o) {
     }
 }
 
+void ISA_FN(mix_forward)(Ctx *c, const OpCall *o) {
+    const int64_t n = tensor_numel(o->in[0]);
+    const float *x = o->in[0]->data, *y = o->in[1] ? o->in[1]->data : x;
+    const float r = ((const float *)o->in[2]->data)[o->attr.part];
+    const float s = ((const float *)o->in[3]->data)[o->attr.part];
+    float *out = o->out[0]->data;
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) out[i] = r * x[i] + s * y[i];
+}
+
+/* A vector of factors of which one was used gets `sum` there. */
+static void put_factor(const Tensor *t, int part, double sum) {
+    if (!t->grad) return;
+    if (!t->grad_set) memset(t->grad, 0, tensor_bytes(t));
+    ((float *)t->grad)[part] += (float)sum;
+}
+
+void ISA_FN(mix_backward)(Ctx *c, const OpCall *o) {
+    const Tensor *tx = o->in[0], *ty = o->in[1] ? o->in[1] : tx;
+    const float *x = tx->data, *y = ty->data, *d = o->out[0]->grad;
+    const float r = ((const float *)o->in[2]->data)[o->attr.part];
+    const float s = ((const float *)o->in[3]->data)[o->attr.part], rx = ty == tx ? r + s : r;
+    float *dx = tx->grad, *dy = ty == tx ? NULL : ty->grad;
+    const bool add_x = tx->grad_set, add_y = ty->grad_set;
+    const int64_t n = tensor_numel(tx);
+    const RowBlocks b = row_blocks(n);
+    double part_r[MAX_ROW_BLOCKS], part_s[MAX_ROW_BLOCKS], sum_r = 0, sum_s = 0;
+#pragma omp parallel for num_threads(c->n_threads) if (n >= PARALLEL_FROM)
+    for (int64_t i = 0; i < b.n; i++) {
+        const int64_t first = i * b.size, end = block_end(&b, i);
+        double along_x = 0, along_y = 0;
+#pragma omp simd reduction(+ : along_x, along_y)
+        for (int64_t j = first; j < end; j++) {
+            along_x += (double)d[j] * (double)x[j];
+            along_y += (double)d[j] * (double)y[j];
+        }
+        part_r[i] = along_x;
+        part_s[i] = along_y;
+        if (dx) {
+#pragma omp simd
+            for (int64_t j = first; j < end; j++) put(&dx[j], rx * d[j], add_x);
+        }
+        if (dy) {
+#pragma omp simd
+            for (int64_t j = first; j < end; j++) put(&dy[j], s * d[j], add_y);
+        }
+    }
+    for (int64_t i = 0; i < b.n; i++) sum_r += part_r[i], sum_s += part_s[i];
+    put_factor(o->in[2], o->attr.part, sum_r);
+    put_factor(o->in[3], o->attr.part, sum_s);
+}
+
 void ISA_FN(copy_forward)(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]);
     const float *x = o->in[0]->data;

@@ -1,16 +1,11 @@
-/* y = x W' + b. Three matrix products by oneDNN; the bias is what the product is added to. */
+/* y = x W' + b. Three matrix products by oneDNN. */
 #include "kernels/cpu/cpu.h"
 
 void ISA_FN(linear_forward)(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
-    float *y = o->out[0]->data;
-    if (o->in[2]) {
-        const float *bias = o->in[2]->data;
-#pragma omp parallel for num_threads(c->n_threads) if (rows * N >= PARALLEL_FROM)
-        for (int64_t r = 0; r < rows; r++) memcpy(y + r * N, bias, sizeof(float) * (size_t)N);
-    }
-    ISA_FN(gemm)
-    (c, false, true, rows, N, K, 1, o->in[0]->data, K, o->in[1]->data, K, o->in[2] ? 1 : 0, y, N);
+    ISA_FN(row_product)
+    (c, rows, N, K, o->in[0]->data, o->in[1]->data, false, o->in[2] ? o->in[2]->data : NULL, false,
+     o->out[0]->data);
 }
 
 /* dW = dy' x sums over all rows. oneDNN's sgemm reads two long matrices with large strides badly
@@ -33,8 +28,7 @@ void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
     const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2];
     const float *dy = o->out[0]->grad;
-    if (x->grad)
-        ISA_FN(gemm)(c, false, false, rows, K, N, 1, dy, N, w->data, K, x->grad_set, x->grad, K);
+    if (x->grad) ISA_FN(row_product)(c, rows, K, N, dy, w->data, true, NULL, x->grad_set, x->grad);
     if (w->grad) weight_gradient(c, o, rows, K, N);
     if (b && b->grad) ISA_FN(sum_rows)(c, dy, rows, N, b->grad, b->grad_set);
 }

@@ -1,5 +1,5 @@
 /* The CPU device of one instruction set. */
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/onednn.h"
 #include "kernels/device.h"
 
 /* Attention has its own registry of backends, which know the device. */
@@ -19,5 +19,5 @@ const Device ISA_FN(cpu_device) = {
     .gemm = ISA_FN(gemm),
     .sum_squares = ISA_FN(sum_squares),
     .optim = &ISA_FN(cpu_optim),
-    .release = ISA_FN(conv_release),
+    .release = ISA_FN(onednn_release),
 };

@@ -89,20 +89,6 @@ static void FN(dropout_backward)(const OpCall *o) {
     for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) dx[i] += dy[i] * FN(dropout_factor)(o, i);
 }
 
-static void FN(split_heads_forward)(const OpCall *o) {
-    const int64_t C = tensor_cols(o->in[0]) / 3;
-    const REAL *x = o->in[0]->data;
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++)
-        ((REAL *)o->out[i / C % 3]->data)[i / (3 * C) * C + i % C] = x[i];
-}
-
-static void FN(split_heads_backward)(const OpCall *o) {
-    const int64_t C = tensor_cols(o->in[0]) / 3;
-    REAL *dx = FN(grad)(o->in[0]);
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++)
-        dx[i] += ((REAL *)o->out[i / C % 3]->grad)[i / (3 * C) * C + i % C];
-}
-
 static void FN(concat_forward)(const OpCall *o) {
     const int64_t C = tensor_cols(o->in[0]), K = tensor_cols(o->in[1]);
     const REAL *a = o->in[0]->data, *b = o->in[1]->data;
@@ -280,4 +266,76 @@ static void FN(angle_loss_backward)(const OpCall *o) {
             if (dtarget) dtarget[j] += slope * x[j];
         }
     }
+}
+
+/* ---- the flat model's ---- */
+
+static void FN(rmsnorm_forward)(const OpCall *o) {
+    const int64_t rows = tensor_rows(o->in[0]), C = tensor_cols(o->in[0]);
+    const REAL *x = o->in[0]->data;
+    REAL *rstd = o->saved[0]->data, *y = o->out[0]->data;
+    for (int64_t r = 0; r < rows; r++) {
+        REAL squares = 0;
+        for (int64_t j = r * C; j < (r + 1) * C; j++) squares += x[j] * x[j];
+        rstd[r] = 1 / (REAL)sqrt(squares / (REAL)C + (REAL)o->attr.eps);
+        for (int64_t j = r * C; j < (r + 1) * C; j++) y[j] = x[j] * rstd[r];
+    }
+}
+
+/* dx = rstd (dy - y mean(dy y)) */
+static void FN(rmsnorm_backward)(const OpCall *o) {
+    const int64_t rows = tensor_rows(o->in[0]), C = tensor_cols(o->in[0]);
+    const REAL *y = o->out[0]->data, *dy = o->out[0]->grad, *rstd = o->saved[0]->data;
+    REAL *dx = FN(grad)(o->in[0]);
+    for (int64_t r = 0; r < rows; r++) {
+        REAL along = 0;
+        for (int64_t j = r * C; j < (r + 1) * C; j++) along += dy[j] * y[j];
+        for (int64_t j = r * C; j < (r + 1) * C; j++)
+            dx[j] += rstd[r] * (dy[j] - y[j] * along / (REAL)C);
+    }
+}
+
+static void FN(relu_squared_forward)(const OpCall *o) {
+    const REAL *x = o->in[0]->data;
+    REAL *y = o->out[0]->data;
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) y[i] = x[i] < 0 ? 0 : x[i] * x[i];
+}
+
+static void FN(relu_squared_backward)(const OpCall *o) {
+    const REAL *x = o->in[0]->data, *dy = o->out[0]->grad;
+    REAL *dx = FN(grad)(o->in[0]);
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) dx[i] += x[i] <= 0 ? 0 : 2 * x[i] * dy[i];
+}
+
+static void FN(mix_forward)(const OpCall *o) {
+    const REAL *x = o->in[0]->data, *y = o->in[1] ? o->in[1]->data : x;
+    const REAL r = ((const REAL *)o->in[2]->data)[o->attr.part];
+    const REAL s = ((const REAL *)o->in[3]->data)[o->attr.part];
+    REAL *out = o->out[0]->data;
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) out[i] = r * x[i] + s * y[i];
+}
+
+static void FN(mix_backward)(const OpCall *o) {
+    const REAL *x = o->in[0]->data, *y = o->in[1] ? o->in[1]->data : x, *d = o->out[0]->grad;
+    const REAL r = ((const REAL *)o->in[2]->data)[o->attr.part];
+    const REAL s = ((const REAL *)o->in[3]->data)[o->attr.part];
+    REAL *dx = FN(grad)(o->in[0]), *dy = o->in[1] ? FN(grad)(o->in[1]) : dx;
+    REAL *dr = FN(grad)(o->in[2]), *ds = FN(grad)(o->in[3]);
+    double sum_r = 0, sum_s = 0;
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) {
+        if (dx) dx[i] += r * d[i];
+        if (dy) dy[i] += s * d[i];
+        sum_r += (double)d[i] * (double)x[i];
+        sum_s += (double)d[i] * (double)y[i];
+    }
+    if (dr) dr[o->attr.part] += (REAL)sum_r;
+    if (ds) ds[o->attr.part] += (REAL)sum_s;
+}
+
+static void FN(pad_forward)(const OpCall *o) {
+    const int64_t K = tensor_cols(o->in[0]), C = tensor_cols(o->out[0]);
+    const REAL *x = o->in[0]->data;
+    REAL *y = o->out[0]->data;
+    for (int64_t i = 0; i < tensor_numel(o->out[0]); i++)
+        y[i] = i % C < K ? x[i / C * K + i % C] : 0;
 }

@@ -1,0 +1,172 @@
+/* y = x W' + b over many rows, by oneDNN's inner product on blocks of rows.
+ *
+ * A primitive is compiled for a number of rows, and batches of events have another one each time;
+ * so it is compiled for one block, and threads take block after block. Against one sgemm over all
+ * rows that saves the pass that writes the bias and the one that reads it back, which is a quarter
+ * of the time where K is 128 (dev/bench/SPEED.md). Rows of the last, shorter block go through
+ * sgemm. */
+#include <omp.h>
+#include <stdlib.h>
+
+#include "kernels/cpu/onednn.h"
+
+enum { BLOCK = 128, MAX_PRODUCTS = 128 };
+
+typedef struct Key {
+    int64_t N, K;
+    int transposed, bias, add;
+} Key;
+
+/* What a thread needs of its own to run a primitive beside other threads. */
+typedef struct Lane {
+    dnnl_memory_t x, y, bias, scratch;
+} Lane;
+
+typedef struct Product {
+    Key key;
+    dnnl_primitive_t run, reorder;
+    dnnl_memory_t packed, weight;
+    size_t packed_bytes, scratch_bytes;
+    int n_lanes;
+    Lane *lane;
+} Product;
+
+typedef struct RowProducts {
+    Product entry[MAX_PRODUCTS];
+    int n, next; /* `next` is overwritten when all are in use */
+} RowProducts;
+
+static void product_free(Product *p) {
+    for (int i = 0; i < p->n_lanes; i++) {
+        dnnl_memory_destroy(p->lane[i].x);
+        dnnl_memory_destroy(p->lane[i].y);
+        dnnl_memory_destroy(p->lane[i].scratch);
+        if (p->lane[i].bias) dnnl_memory_destroy(p->lane[i].bias);
+    }
+    dnnl_memory_destroy(p->packed);
+    dnnl_memory_destroy(p->weight);
+    dnnl_primitive_destroy(p->run);
+    dnnl_primitive_destroy(p->reorder);
+    free(p->lane);
+}
+
+void ISA_FN(row_products_free)(RowProducts *s) {
+    for (int i = 0; s && i < s->n; i++) product_free(&s->entry[i]);
+    free(s);
+}
+
+/* d: x, weight in any order, bias, y. Compiled for one thread: it runs inside a parallel region. */
+static dnnl_primitive_desc_t describe(const OneDnn *s, const Key *k,
+                                      const dnnl_memory_desc_t d[4]) {
+    dnnl_inner_product_desc_t product;
+    dnnl_primitive_attr_t attr;
+    dnnl_primitive_desc_t plan = NULL;
+    DNNL(dnnl_inner_product_forward_desc_init(&product, dnnl_forward_inference, &d[0], &d[1],
+                                              k->bias ? &d[2] : NULL, &d[3]));
+    DNNL(dnnl_primitive_attr_create(&attr));
+    DNNL(dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user));
+    if (k->add) {
+        dnnl_post_ops_t sum;
+        DNNL(dnnl_post_ops_create(&sum));
+        DNNL(dnnl_post_ops_append_sum(sum, 1.0f));
+        DNNL(dnnl_primitive_attr_set_post_ops(attr, sum));
+        DNNL(dnnl_post_ops_destroy(sum));
+    }
+    DNNL(dnnl_primitive_desc_create(&plan, &product, attr, s->engine, NULL));
+    DNNL(dnnl_primitive_attr_destroy(attr));
+    return plan;
+}
+
+static void compile(const OneDnn *s, const Key *k, int n_threads, Product *p) {
+    const dnnl_dims_t x = {BLOCK, k->K}, w = {k->N, k->K}, b = {k->N}, y = {BLOCK, k->N};
+    dnnl_memory_desc_t d[4], plain; /* x, weight in any order, bias, y; weight as it is given */
+    DNNL(dnnl_memory_desc_init_by_tag(&d[0], 2, x, dnnl_f32, dnnl_ab));
+    DNNL(dnnl_memory_desc_init_by_tag(&d[1], 2, w, dnnl_f32, dnnl_format_tag_any));
+    DNNL(dnnl_memory_desc_init_by_tag(&d[2], 1, b, dnnl_f32, dnnl_a));
+    DNNL(dnnl_memory_desc_init_by_tag(&d[3], 2, y, dnnl_f32, dnnl_ab));
+    DNNL(dnnl_memory_desc_init_by_tag(&plain, 2, w, dnnl_f32, k->transposed ? dnnl_ba : dnnl_ab));
+    omp_set_num_threads(1);
+    dnnl_primitive_desc_t plan = describe(s, k, d), reorder = NULL;
+    const dnnl_memory_desc_t *packed = dnnl_primitive_desc_query_md(plan, dnnl_query_weights_md, 0),
+                             *scratch =
+                                 dnnl_primitive_desc_query_md(plan, dnnl_query_scratchpad_md, 0);
+    DNNL(dnnl_primitive_create(&p->run, plan));
+    omp_set_num_threads(n_threads);
+    DNNL(dnnl_reorder_primitive_desc_create(&reorder, &plain, s->engine, packed, s->engine, NULL));
+    DNNL(dnnl_primitive_create(&p->reorder, reorder));
+    p->key = *k;
+    p->packed = onednn_memory(s, packed);
+    p->weight = onednn_memory(s, &plain);
+    p->packed_bytes = dnnl_memory_desc_get_size(packed);
+    p->scratch_bytes = dnnl_memory_desc_get_size(scratch);
+    p->n_lanes = n_threads;
+    p->lane = calloc((size_t)n_threads, sizeof *p->lane);
+    CHECK(p->lane, "no memory for the lanes of %d threads", n_threads);
+    for (int i = 0; i < n_threads; i++)
+        p->lane[i] = (Lane){onednn_memory(s, &d[0]), onednn_memory(s, &d[3]),
+                            k->bias ? onednn_memory(s, &d[2]) : NULL, onednn_memory(s, scratch)};
+    DNNL(dnnl_primitive_desc_destroy(reorder));
+    DNNL(dnnl_primitive_desc_destroy(plan));
+}
+
+static const Product *find(OneDnn *s, const Key *k, int n_threads) {
+    if (!s->row_products) s->row_products = calloc(1, sizeof *s->row_products);
+    RowProducts *t = s->row_products;
+    CHECK(t, "no memory for the table of products (%zu bytes)", sizeof *t);
+    for (int i = 0; i < t->n; i++)
+        if (!memcmp(&t->entry[i].key, k, sizeof *k)) return &t->entry[i];
+    const bool full = t->n == MAX_PRODUCTS;
+    const int at = full ? t->next : t->n++;
+    if (full) product_free(&t->entry[at]), t->next = (t->next + 1) % MAX_PRODUCTS;
+    memset(&t->entry[at], 0, sizeof *t->entry);
+    compile(s, k, n_threads, &t->entry[at]);
+    return &t->entry[at];
+}
+
+/* Block after block; only addresses change. */
+static void run_blocks(Ctx *c, const OneDnn *s, const Product *p, int64_t blocks, const float *x,
+                       const float *w, const float *bias, float *y) {
+    const Key *k = &p->key;
+    const size_t each = onednn_aligned(p->scratch_bytes);
+    char *at = ctx_workspace(c, onednn_aligned(p->packed_bytes) + (size_t)p->n_lanes * each);
+    onednn_place(p->packed, at);
+    onednn_place(p->weight, w);
+    const dnnl_exec_arg_t pack[] = {{DNNL_ARG_FROM, p->weight}, {DNNL_ARG_TO, p->packed}};
+    DNNL(dnnl_primitive_execute(p->reorder, s->stream, 2, pack));
+    at += onednn_aligned(p->packed_bytes);
+#pragma omp parallel num_threads(p->n_lanes)
+    {
+        const int thread = omp_get_thread_num();
+        const Lane *l = &p->lane[thread];
+        onednn_place(l->scratch, at + (size_t)thread * each);
+        if (l->bias) onednn_place(l->bias, bias);
+        const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, l->x},
+                                        {DNNL_ARG_WEIGHTS, p->packed},
+                                        {DNNL_ARG_DST, l->y},
+                                        {DNNL_ARG_SCRATCHPAD, l->scratch},
+                                        {DNNL_ARG_BIAS, l->bias}};
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t b = 0; b < blocks; b++) {
+            onednn_place(l->x, x + b * BLOCK * k->K);
+            onednn_place(l->y, y + b * BLOCK * k->N);
+            DNNL(dnnl_primitive_execute(p->run, s->stream, 4 + k->bias, args));
+        }
+    }
+}
+
+void ISA_FN(row_product)(Ctx *c, int64_t rows, int64_t N, int64_t K, const float *x, const float *w,
+                         bool transposed, const float *bias, bool add, float *y) {
+    CHECK(!(bias && add), "a product that adds has no bias");
+    const int64_t blocks = rows / BLOCK, done = blocks * BLOCK;
+    if (blocks > 0) {
+        const Key k = {N, K, transposed, bias != NULL, add};
+        OneDnn *s = ISA_FN(onednn)(c);
+        run_blocks(c, s, find(s, &k, c->n_threads), blocks, x, w, bias, y);
+    }
+    if (done == rows) return;
+    for (int64_t r = done; bias && r < rows; r++)
+        memcpy(y + r * N, bias, sizeof(float) * (size_t)N);
+    ISA_FN(gemm)
+    (c, false, !transposed, rows - done, N, K, 1, x + done * K, K, w, transposed ? N : K,
+     bias || add ? 1 : 0, y + done * N, N);
+}

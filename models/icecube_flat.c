@@ -1,0 +1,226 @@
+#include "models/icecube_flat.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- sizes ---- */
+
+enum { MAX_LAYERS = 256 };
+
+IceFlatConfig ice_flat_config_default(void) {
+    return (IceFlatConfig){.d_model = 128,
+                           .n_heads = 8,
+                           .n_layers = 4,
+                           .d_ff = 256,
+                           .head_hidden = 128,
+                           .K = 16,
+                           .input = "linear",
+                           .dropout = 0.1,
+                           .time_scale = 3e4,
+                           .max_doms = 128};
+}
+
+static const char *const inputs[] = {"linear", "mlp", "none", NULL};
+
+static const char *input_name(const char *text) {
+    for (int i = 0; text && inputs[i]; i++)
+        if (!strcmp(inputs[i], text)) return inputs[i];
+    return NULL;
+}
+
+/* Columns of dom_vector. */
+static int n_features(const IceFlatConfig *g) { return 4 + 3 * g->K; }
+
+int ice_flat_config_check(const IceFlatConfig *g, Err *e) {
+    if (g->d_model < 1 || g->n_heads < 1 || g->n_layers < 1 || g->d_ff < 1 || g->head_hidden < 1)
+        return err_set(e,
+                       "sizes must be positive: d_model %d, heads %d, layers %d, d_ff %d, head %d",
+                       g->d_model, g->n_heads, g->n_layers, g->d_ff, g->head_hidden);
+    if (g->n_layers > MAX_LAYERS)
+        return err_set(e, "%d layers are too many; at most %d", g->n_layers, MAX_LAYERS);
+    if (g->d_model % g->n_heads)
+        return err_set(e, "d_model %d does not divide into %d heads; choose a multiple", g->d_model,
+                       g->n_heads);
+    if (g->K < 1 || g->K > 1 << 16)
+        return err_set(e, "K is %d; a DOM's vector has 1 to %d pulses", g->K, 1 << 16);
+    if (!input_name(g->input))
+        return err_set(e, "no input '%s'; there are linear, mlp and none",
+                       g->input ? g->input : "");
+    if (!strcmp(g->input, "none") && n_features(g) > g->d_model)
+        return err_set(e,
+                       "input none pads a DOM's %d numbers (4 + 3 K) to d_model, which is %d: "
+                       "choose K up to %d, or input linear",
+                       n_features(g), g->d_model, (g->d_model - 4) / 3);
+    if (!(g->dropout >= 0 && g->dropout < 1))
+        return err_set(e, "dropout is %g; it must be from 0 to below 1", g->dropout);
+    if (!(g->time_scale > 0 && g->time_scale <= 1e12))
+        return err_set(e, "the time scale is %g ns; it must be positive", g->time_scale);
+    if (g->max_doms < 1)
+        return err_set(e, "at most %d DOMs an event are none; give at least 1", g->max_doms);
+    return 0;
+}
+
+void ice_flat_config_json(const IceFlatConfig *g, char *text, size_t size) {
+    snprintf(text, size,
+             "{\"model\": \"flat\", \"d_model\": %d, \"num_heads\": %d, \"num_layers\": %d, "
+             "\"hidden_dim\": %d, \"head_hidden_dim\": %d, \"max_pulses_per_dom\": %d, "
+             "\"input_mode\": \"%s\", \"dropout\": %g, \"time_scale\": %.9g, \"max_doms\": %d}",
+             g->d_model, g->n_heads, g->n_layers, g->d_ff, g->head_hidden, g->K, g->input,
+             g->dropout, g->time_scale, g->max_doms);
+}
+
+int ice_flat_config_parse(IceFlatConfig *g, const char *json, Err *e) {
+    *g = ice_flat_config_default();
+    cJSON *o = cJSON_Parse(json);
+    const cJSON *model = cJSON_GetObjectItemCaseSensitive(o, "model");
+    const char *name = cJSON_IsString(model) ? model->valuestring : "no model";
+    if (!cJSON_IsObject(o) || strcmp(name, "flat")) {
+        err_set(e, "this is the config of %s, not of the flat IceCube model", name);
+        cJSON_Delete(o);
+        return -1;
+    }
+    const struct {
+        const char *name;
+        int *value;
+    } row[] = {{"d_model", &g->d_model},
+               {"num_heads", &g->n_heads},
+               {"num_layers", &g->n_layers},
+               {"hidden_dim", &g->d_ff},
+               {"head_hidden_dim", &g->head_hidden},
+               {"max_pulses_per_dom", &g->K},
+               {"max_doms", &g->max_doms}};
+    const char *wrong = NULL;
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, row[i].name);
+        if (cJSON_IsNumber(v) && fabs(v->valuedouble) <= 1 << 20)
+            *row[i].value = (int)v->valuedouble;
+        else if (v)
+            wrong = row[i].name;
+    }
+    const cJSON *input = cJSON_GetObjectItemCaseSensitive(o, "input_mode"),
+                *dropout = cJSON_GetObjectItemCaseSensitive(o, "dropout"),
+                *time_scale = cJSON_GetObjectItemCaseSensitive(o, "time_scale");
+    if (cJSON_IsString(input)) g->input = input_name(input->valuestring);
+    if (cJSON_IsNumber(dropout)) g->dropout = dropout->valuedouble;
+    if (cJSON_IsNumber(time_scale)) g->time_scale = time_scale->valuedouble;
+    cJSON_Delete(o);
+    if (wrong) return err_set(e, "the config's %s is no number that fits", wrong);
+    return ice_flat_config_check(g, e);
+}
+
+/* ---- parameters: one row each, under the originals' names ---- */
+
+static void add(ParamTable *p, Tensor **slot, ParamInit init, double size, int64_t rows,
+                int64_t cols, const char *name) {
+    params_add(p, slot, GROUP_ADAMW, init, (float)size, 2, (int64_t[]){rows, cols}, "%s.weight",
+               name);
+}
+
+/* With a bias of zeros and weights N(0, 2 / (out + in)): torch.nn.init.xavier_normal_. */
+static void add_xavier(ParamTable *p, Linear *w, int64_t out, int64_t in, const char *name) {
+    add(p, &w->weight, INIT_NORMAL, sqrt(2.0 / (double)(out + in)), out, in, name);
+    params_add(p, &w->bias, GROUP_ADAMW, INIT_ZERO, 0, 1, (int64_t[]){out}, "%s.bias", name);
+}
+
+/* The last projection of each branch is zero, so that a block begins as the identity. */
+static void add_block(ParamTable *p, IceFlatBlock *w, const IceFlatConfig *g, int l) {
+    const int C = g->d_model;
+    const double bound = sqrt(3.0 / C); /* of variance 1 / C */
+    char name[64];
+#define KEY(suffix) (snprintf(name, sizeof name, "blocks.%d." suffix, l), name)
+    add(p, &w->q.weight, INIT_UNIFORM, bound, C, C, KEY("attn.c_q"));
+    add(p, &w->k.weight, INIT_UNIFORM, bound, C, C, KEY("attn.c_k"));
+    add(p, &w->v.weight, INIT_UNIFORM, bound, C, C, KEY("attn.c_v"));
+    add(p, &w->out.weight, INIT_ZERO, 0, C, C, KEY("attn.c_proj"));
+    add(p, &w->up.weight, INIT_UNIFORM, bound, g->d_ff, C, KEY("ffn.c_fc"));
+    add(p, &w->down.weight, INIT_ZERO, 0, C, g->d_ff, KEY("ffn.c_proj"));
+#undef KEY
+}
+
+/* x0_start: (n_layers) numbers. */
+static void add_parameters(IceFlat *m, const float *x0_start) {
+    const IceFlatConfig *g = &m->cfg;
+    ParamTable *p = &m->params;
+    const int C = g->d_model, L = g->n_layers;
+    if (!strcmp(g->input, "linear")) {
+        add_xavier(p, &m->input1, C, n_features(g), "input_proj");
+    } else if (!strcmp(g->input, "mlp")) {
+        add_xavier(p, &m->input1, C, n_features(g), "input_proj.0");
+        add_xavier(p, &m->input2, C, C, "input_proj.2");
+    }
+    params_add(p, &m->class_token, GROUP_ADAMW, INIT_NORMAL, 0.02f, 3, (int64_t[]){1, 1, C},
+               "cls_token");
+    params_add(p, &m->resid_lambdas, GROUP_ADAMW, INIT_ONE, 0, 1, (int64_t[]){L}, "resid_lambdas");
+    params_add(p, &m->x0_lambdas, GROUP_ADAMW, INIT_COPY, 0, 1, (int64_t[]){L}, "x0_lambdas");
+    params_set_init_data(p, x0_start);
+    for (int l = 0; l < L; l++) add_block(p, &m->block[l], g, l);
+    params_add_linear(p, &m->head1.weight, &m->head1.bias, GROUP_ADAMW, INIT_UNIFORM,
+                      g->head_hidden, C, "direction_head.fc1");
+    add_xavier(p, &m->head2, 3, g->head_hidden, "direction_head.fc2");
+}
+
+int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, uint64_t seed,
+                  bool training, bool dry, Err *e) {
+    memset(m, 0, sizeof *m);
+    if (ice_flat_config_check(cfg, e)) return -1;
+    m->cfg = *cfg;
+    m->event_mask = event_mask;
+    m->block = calloc((size_t)cfg->n_layers, sizeof *m->block);
+    CHECK(m->block, "no memory for the table of %d layers", cfg->n_layers);
+    float x0_start[MAX_LAYERS];
+    for (int l = 0; l < cfg->n_layers; l++) x0_start[l] = 0.1f;
+    params_init(&m->params, dry);
+    add_parameters(m, x0_start);
+    return params_commit(&m->params, seed, training, e);
+}
+
+void ice_flat_free(IceFlat *m) {
+    params_free(&m->params);
+    free(m->block);
+    memset(m, 0, sizeof *m);
+}
+
+/* ---- the model ---- */
+
+/* Each call of a step's dropout draws numbers of its own: layers are counted. */
+enum { LAYERS_OF_A_PART = 1024 };
+
+static Tensor *input_rows(Ctx *c, const IceFlat *m, Tensor *x) {
+    if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model); /* (1, M, C) */
+    x = op_linear(c, x, &m->input1);                                        /* (1, M, C) */
+    return strcmp(m->cfg.input, "mlp") ? x : op_linear(c, op_gelu(c, x), &m->input2);
+}
+
+Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
+    const IceFlatConfig *g = &m->cfg;
+    const int H = g->n_heads;
+    const float scale = 1.0f / sqrtf((float)(g->d_model / H)), p = (float)g->dropout;
+    uint32_t layer = in->part * LAYERS_OF_A_PART;
+
+    Tensor *x = op_rmsnorm(c, input_rows(c, m, in->dom_vector));     /* (1, M, C)     */
+    x = op_segment_prepend(c, x, in->event_offsets, m->class_token); /* (1, M + B, C) */
+    Tensor *x0 = x;
+    for (int l = 0; l < g->n_layers; l++) {
+        const IceFlatBlock *w = &m->block[l];
+        x = op_mix(c, x, x0, m->resid_lambdas, m->x0_lambdas, l); /* r_l x + s_l x0 */
+
+        Tensor *y = op_rmsnorm(c, x);                               /* (1, M + B, C)    */
+        Tensor *q = op_rmsnorm(c, op_linear_heads(c, y, &w->q, H)); /* (1, M + B, H, D) */
+        Tensor *k = op_rmsnorm(c, op_linear_heads(c, y, &w->k, H)); /* (1, M + B, H, D) */
+        Tensor *v = op_linear_heads(c, y, &w->v, H);                /* (1, M + B, H, D) */
+        y = op_attention(c, q, k, v, m->event_mask, scale);         /* (1, M + B, C)    */
+        y = op_linear(c, y, &w->out);                               /* (1, M + B, C)    */
+        x = op_add(c, x, op_dropout(c, y, p, in->step, layer++));   /* (1, M + B, C)    */
+
+        y = op_linear(c, op_rmsnorm(c, x), &w->up);               /* (1, M + B, d_ff) */
+        y = op_linear(c, op_relu_squared(c, y), &w->down);        /* (1, M + B, C)    */
+        x = op_add(c, x, op_dropout(c, y, p, in->step, layer++)); /* (1, M + B, C)    */
+    }
+    x = op_segment_first(c, x, in->event_token);                       /* (1, B, C)           */
+    x = op_gelu(c, op_linear(c, op_rmsnorm(c, x), &m->head1));         /* (1, B, head_hidden) */
+    x = op_linear(c, op_dropout(c, x, p, in->step, layer), &m->head2); /* (1, B, 3)           */
+    return op_unit_vector(c, x);                                       /* (1, B, 3)           */
+}
