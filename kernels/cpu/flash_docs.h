@@ -15,7 +15,7 @@
 
 #if FLEX_BY_DOCUMENT
 
-enum { FLASH_FEW = 8, FLASH_ALONE = 256, TASKS_A_THREAD = 8 };
+enum { FLASH_FEW = 12, FLASH_ALONE = 256, TASKS_A_THREAD = 8 };
 
 typedef struct DocumentTask {
     int b, doc, doc_end, head, head_end;
