@@ -101,27 +101,24 @@ static void documents_of_a_batch(void **state) {
     static const int lengths[][12] = {
         {1, 2},      {1, 1, 2, 1, 1},       {27},         {1, 2, 1, 3, 1, 1, 27, 5, 1, 1, 10, 1},
         {4, 64, 16}, {1, 113, 1, 1, 17, 1}, {49, 48, 97}, {193}};
-    static const char *const texts[] = {"document", "doc[q] == doc[k]"};
     static const Shape heads[] = {
         {.B = 1, .H = 8, .D = 16}, {.B = 1, .H = 1, .D = 128}, {.B = 1, .H = 3, .D = 12}};
-    for (int i = 0; i < 2; i++) {
-        Mask m;
-        Err e;
-        if (mask_init_documents(&m, texts[i], "", 8, &e)) fail_msg("%s", e.text);
-        for (size_t j = 0; j < sizeof lengths / sizeof *lengths; j++) {
-            int32_t offsets[13] = {0};
-            int n = 0;
-            for (; n < 12 && lengths[j][n]; n++) offsets[n + 1] = offsets[n] + lengths[j][n];
-            mask_set_documents(&m, offsets, n);
-            assert_int_equal(backends_for(&m), 6);
-            for (size_t h = 0; h < sizeof heads / sizeof *heads; h++) {
-                Shape s = heads[h];
-                s.Tq = s.Tk = offsets[n];
-                try_everywhere(&m, s, 1 / sqrtf((float)s.D));
-            }
+    Mask m;
+    Err e;
+    if (mask_init_documents(&m, "document", "", 8, &e)) fail_msg("%s", e.text);
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        int32_t offsets[13] = {0};
+        int n = 0;
+        for (; n < 12 && lengths[i][n]; n++) offsets[n + 1] = offsets[n] + lengths[i][n];
+        mask_set_documents(&m, offsets, n);
+        assert_int_equal(backends_for(&m), 6);
+        for (size_t j = 0; j < sizeof heads / sizeof *heads; j++) {
+            Shape s = heads[j];
+            s.Tq = s.Tk = offsets[n];
+            try_everywhere(&m, s, 1 / sqrtf((float)s.D));
         }
-        mask_free(&m);
     }
+    mask_free(&m);
 }
 
 /* Scores of hundreds: one key takes nearly all, the others' shares vanish, the running maximum
@@ -291,7 +288,7 @@ static void choices(void **state) {
     mask_free(&expression);
 }
 
-/* What loop and padded decline, and why. */
+/* What loop and padded decline, and why; documents by an expression are documents. */
 static void documents_alone(void **state) {
     (void)state;
     static const struct {
@@ -302,6 +299,9 @@ static void documents_alone(void **state) {
                 "a query sees its whole document there, and this mask hides some"},
                {"document:70", "score*0.5", "it has no score expressions"}};
     static const char *const names[] = {"loop", "padded"};
+    Mask documents;
+    Err e;
+    if (mask_init_documents(&documents, "doc[k] == doc[q]", "", 1, &e)) fail_msg("%s", e.text);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         Mask m;
         mask_for(&m, bad[i].mask, bad[i].score);
@@ -311,6 +311,13 @@ static void documents_alone(void **state) {
                 bad[i].why);
         mask_free(&m);
     }
+    for (int j = 0; j < 2; j++) {
+        AttnArgs a = {.dtype = DT_F32, .mask = &documents};
+        assert_null(attn_find(names[j])->supports(&a));
+        a.dtype = DT_F64;
+        assert_string_equal(attn_find(names[j])->supports(&a), "it computes in float32 alone");
+    }
+    mask_free(&documents);
 }
 
 /* What attn_choose "auto" prints, in text. */
