@@ -115,6 +115,7 @@ bench-peer: $(PROGRAMS) $(BENCHES)
 	@mkdir -p build/bench
 	$(PYTHON) dev/bench/peer_attention.py --json build/bench/peer_attention.json
 	$(PYTHON) dev/bench/peer_wm.py --json build/bench/peer_wm.json
+	$(PYTHON) dev/bench/peer_icecube.py --json build/bench/peer_icecube.json
 
 clean:
 	rm -rf build $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))

@@ -296,7 +296,9 @@ int main(int argc, char **argv) {
          "batch; 0: the case's own (icecube: 4, 8 and 16)", NULL},
         {"attn", OPT_STRING, &o.attn, "all", 0, 0, "one backend, or all", NULL},
         {"mask", OPT_STRING, &o.mask, NULL, 0, 0,
-         "mask by name or expression; without it frame-causal, which flex gets as an expression",
+         "mask by name or expression; without it frame-causal (icecube: document), which flex gets "
+         "as "
+         "an expression",
          NULL},
         {"score", OPT_STRING, &o.score, "", 0, 0, "score expression", NULL},
         {"device", OPT_STRING, &o.device, "cpu", 0, 0, "cpu, or one of its builds by name", NULL},
