@@ -182,7 +182,7 @@ void ice_flat_free(IceFlat *m) {
 /* ---- the model ---- */
 
 /* Each call of a step's dropout draws numbers of its own: layers are counted. */
-enum { LAYERS_OF_A_PART = 1024 };
+enum { LAYERS_OF_A_PART = 1024, PARTS_OF_A_STEP = 16384 };
 
 static Tensor *input_rows(Ctx *c, const IceFlat *m, Tensor *x) {
     if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model); /* (1, M, C) */
@@ -194,7 +194,7 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
     const IceFlatConfig *g = &m->cfg;
     const int H = g->n_heads;
     const float scale = 1.0f / sqrtf((float)(g->d_model / H)), p = (float)g->dropout;
-    uint32_t layer = in->part * LAYERS_OF_A_PART;
+    uint32_t layer = in->part % PARTS_OF_A_STEP * LAYERS_OF_A_PART;
 
     Tensor *x = op_rmsnorm(c, input_rows(c, m, in->dom_vector));     /* (1, M, C)     */
     x = op_segment_prepend(c, x, in->event_offsets, m->class_token); /* (1, M + B, C) */
@@ -209,11 +209,11 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
         Tensor *v = op_linear_heads(c, y, &w->v, H);                /* (1, M + B, H, D) */
         y = op_attention(c, q, k, v, m->event_mask, scale);         /* (1, M + B, C)    */
         y = op_linear(c, y, &w->out);                               /* (1, M + B, C)    */
-        x = op_add(c, x, op_dropout(c, y, p, in->step, layer++));   /* (1, M + B, C)    */
+        x = op_dropout_add(c, x, y, p, in->step, layer++);          /* (1, M + B, C)    */
 
-        y = op_linear(c, op_rmsnorm(c, x), &w->up);               /* (1, M + B, d_ff) */
-        y = op_linear(c, op_relu_squared(c, y), &w->down);        /* (1, M + B, C)    */
-        x = op_add(c, x, op_dropout(c, y, p, in->step, layer++)); /* (1, M + B, C)    */
+        y = op_linear(c, op_rmsnorm(c, x), &w->up);        /* (1, M + B, d_ff) */
+        y = op_linear(c, op_relu_squared(c, y), &w->down); /* (1, M + B, C)    */
+        x = op_dropout_add(c, x, y, p, in->step, layer++); /* (1, M + B, C)    */
     }
     x = op_segment_first(c, x, in->event_token);                       /* (1, B, C)           */
     x = op_gelu(c, op_linear(c, op_rmsnorm(c, x), &m->head1));         /* (1, B, head_hidden) */
