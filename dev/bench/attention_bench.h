@@ -32,7 +32,8 @@ float *bench_normals(uint32_t stream, size_t n, int D, bool unit);
 
 /* Rows (MAX_BACKENDS of them) of the backends asked for that support the masks; how many. The flex
  * backends get the written mask, the others the named one. Prints a line for each that declines.
- * -1 and a sentence for a name that is none, or a compiler that fails. */
+ * -1 and a sentence for one asked for by name that declines, a name that is none, or a compiler
+ * that fails. */
 int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mask *written,
                Row *row, Err *e);
 

@@ -234,6 +234,7 @@ int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mas
         if (strcmp(o->attn, "all") && strcmp(o->attn, b->name)) continue;
         a->mask = !strncmp(b->name, "flex", 4) ? written : named;
         const char *reason = b->supports(a);
+        if (reason && strcmp(o->attn, "all")) return attn_choose(c, b->name, a, e);
         if (reason)
             printf("%s is left out: %s\n", b->name, reason);
         else if (b->prepare(c, a, e))
