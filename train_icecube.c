@@ -428,6 +428,7 @@ static void fill_in(Program *p) {
     const bool flat = ice_is_flat(s);
     p->how = (IceCollate){.xyz = p->data.xyz,
                           .time_scale = s->dom.time_scale,
+                          .position_scale = s->dom.position_scale,
                           .max_doms = s->dom.max_doms,
                           .K = flat ? s->flat.K : 0};
     t->optim = optim_default();
