@@ -95,9 +95,9 @@ test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
 	$(BUILD)/test/test_fixtures
 	dev/check --self
 
-# This test runs test_wm; tests of train_wm find it in BIN
-$(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_WM='"$(BIN)/test_wm"'
-$(BUILD)/test/test_fixtures: | $(BIN)/test_wm
+# This test runs the programs on fixtures; tests of train_wm find it in BIN
+$(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_BIN='"$(BIN)"'
+$(BUILD)/test/test_fixtures: | $(FIXTURES)
 
 check:
 	@dev/check

@@ -10,7 +10,7 @@
 #include "data/plot.h"
 #include "llmc_like/fsio.h"
 
-static const double DEGREE = 3.14159265358979323846 / 180, GUESS = 90;
+static const double DEGREE = 3.14159265358979323846 / 180;
 
 /* Colours of Okabe and Ito, which the colour-blind tell apart; line styles differ as well. */
 static const char STYLE[] =
@@ -19,7 +19,7 @@ static const char STYLE[] =
     "@media screen and (prefers-color-scheme:dark){:root{--paper:#15181b;--ink:#e6e6e6;"
     "--soft:#a4abb2;--grid:#31373d;--model:#56b4e9;--linefit:#e69f00;--guess:#9a9a9a}}\n"
     "body{margin:0 auto;max-width:66rem;padding:1rem;background:var(--paper);color:var(--ink);"
-    "font:16px/1.45 system-ui,sans-serif}\n"
+    "font:1rem/1.45 system-ui,sans-serif}\n"
     "h1{font-size:1.5rem;margin:.5rem 0;overflow-wrap:anywhere}h2{font-size:1.05rem;margin:0}\n"
     ".two{display:grid;gap:2rem;margin:2rem 0;"
     "grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}\n"
@@ -31,18 +31,18 @@ static const char STYLE[] =
     ".line{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linecap:round;"
     "stroke-linejoin:round}\n"
     ".line.linefit{stroke-dasharray:8 5}.line.guess{stroke-dasharray:.1 5}\n"
-    ".line.thin{stroke-width:1.2}.fill{fill:var(--c)}\n"
+    ".line.thin{stroke-width:1.2}.truth{--c:var(--ink)}.fill{fill:var(--c)}\n"
     ".keys{margin:.2rem 0;font-size:.85rem;color:var(--soft);display:flex;flex-wrap:wrap;"
     "gap:0 1rem}.keys span{white-space:nowrap}.keys svg{width:28px;height:12px}\n"
     "figcaption{font-size:.95rem}\n"
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}\n"
     "caption{text-align:left;font-weight:600;padding:.3rem 0}\n"
-    "th,td{padding:.15rem .6rem;text-align:right;vertical-align:bottom;border-top:1px solid "
-    "var(--grid)}\n"
-    "th{font-weight:400;color:var(--soft)}th:first-child{text-align:left}\n"
-    "@media print{body{font-size:11px;max-width:none}.two{grid-template-columns:1fr "
-    "1fr;gap:1rem;margin:1rem 0}"
-    "th,td{padding:.1rem .3rem}}\n";
+    "th,td{padding:.15rem .6rem;text-align:right;vertical-align:bottom;"
+    "border-top:1px solid var(--grid)}th{font-weight:400;color:var(--soft)}\n"
+    "th:first-child{text-align:left;white-space:nowrap}table+table{margin-top:1rem}\n"
+    "@media(max-width:30rem){table{font-size:.7rem}th,td{padding:.15rem .22rem}}\n"
+    "@media print{:root{font-size:10.5px}body{max-width:none;padding:0}section{overflow:visible}"
+    ".two{grid-template-columns:1fr 1fr;gap:1rem;margin:1rem 0}th,td{padding:.1rem .3rem}}\n";
 
 static const PlotKey KEYS[] = {
     {"model", "model", 0}, {"linefit", "LineFit", 0}, {"guess", "a guess", 0}, {0}};
@@ -136,20 +136,21 @@ static void curve_thin(const Curve *c, double last_step, ThinCurve *thin) {
 
 static void put_curves(FILE *f, const Curve curve[CURVES]) {
     ThinCurve thin[CURVES];
-    double last_step = 0, top = GUESS;
+    double last_step = 1, top = ICE_GUESS_DEG;
     for (int i = 0; i < CURVES; i++)
         if (curve[i].n) last_step = fmax(last_step, curve[i].step[curve[i].n - 1]);
-    if (last_step <= 0) return;
+    if (!curve[LOSS].n && !curve[HELD_OUT].n && !curve[HELD_OUT_LINEFIT].n) return;
     for (int i = 0; i < CURVES; i++) {
         curve_thin(&curve[i], last_step, &thin[i]);
         for (int k = 0; k < thin[i].n; k++) top = fmax(top, thin[i].most[k]);
     }
     Plot p = plot_begin(f, "Learning", plot_axis("step", 0, last_step),
                         plot_axis_round("mean angle, degrees", 0, top), 240);
-    const ThinCurve *loss = &thin[LOSS], *held_out = &thin[HELD_OUT], *linefit = &thin[CURVES - 1];
+    const ThinCurve *loss = &thin[LOSS], *held_out = &thin[HELD_OUT],
+                    *linefit = &thin[HELD_OUT_LINEFIT];
     plot_band(&p, "model", 0.2, loss->n, loss->step, loss->least, loss->most);
     plot_line(&p, "model thin", loss->n, loss->step, loss->mean);
-    plot_line(&p, "guess", 2, (double[]){0, last_step}, (double[]){GUESS, GUESS});
+    plot_line(&p, "guess", 2, (double[]){0, last_step}, (double[]){ICE_GUESS_DEG, ICE_GUESS_DEG});
     plot_line(&p, "linefit", linefit->n, linefit->step, linefit->mean);
     plot_line(&p, "model", held_out->n, held_out->step, held_out->mean);
     if (held_out->n <= 50) plot_dots(&p, "model", held_out->n, held_out->step, held_out->mean);
@@ -198,9 +199,9 @@ static void put_angles(FILE *f, const IceScore *s, const IceOutcome *o, int64_t 
     plot_band(&p, "model", 0.2, 2 * BINS, x, (double[2 * BINS]){0}, y[MODEL]);
     for (int k = KINDS; k-- > 0;) plot_line(&p, KEYS[k].class, 2 * BINS, x, y[k]);
     snprintf(caption, sizeof caption,
-             "How the angles to the truth of %lld events are distributed; their mean is %.2f "
-             "degrees, LineFit's %.2f.",
-             (long long)n, s->all.mean, s->all.linefit_mean);
+             "How the angles to the truth are distributed; their mean is %.2f degrees, LineFit's "
+             "%.2f.",
+             s->all.mean, s->all.linefit_mean);
     plot_end(&p, KEYS, caption);
 
     p = plot_begin(f, "How many within", angle,
@@ -217,7 +218,7 @@ static void put_angles(FILE *f, const IceScore *s, const IceOutcome *o, int64_t 
 
 static void put_bins(FILE *f, const IceTable *t, const char *title, const char *label,
                      const char *caption) {
-    double x[ICE_MAX_BINS], model[ICE_MAX_BINS], linefit[ICE_MAX_BINS], top = GUESS;
+    double x[ICE_MAX_BINS], model[ICE_MAX_BINS], linefit[ICE_MAX_BINS], top = ICE_GUESS_DEG;
     char text[ICE_MAX_BINS + 1][16];
     const char *name[ICE_MAX_BINS + 1];
     for (int i = 0; i <= t->n; i++) {
@@ -233,7 +234,7 @@ static void put_bins(FILE *f, const IceTable *t, const char *title, const char *
     }
     Plot p = plot_begin(f, title, (PlotAxis){label, 0, t->n, 1, name},
                         plot_axis_round("mean angle, degrees", 0, top), 240);
-    plot_line(&p, "guess", 2, (double[]){0, t->n}, (double[]){GUESS, GUESS});
+    plot_line(&p, "guess", 2, (double[]){0, t->n}, (double[]){ICE_GUESS_DEG, ICE_GUESS_DEG});
     plot_line(&p, "linefit", t->n, x, linefit);
     plot_dots(&p, "linefit", t->n, x, linefit);
     plot_line(&p, "model", t->n, x, model);
@@ -260,13 +261,6 @@ static void put_bias(FILE *f, const IceScore *s) {
 
 enum { CELLS = 36 }; /* 5 degrees of zenith, 10 of azimuth */
 
-static double zenith_deg(const float v[3]) { return atan2(hypot(v[0], v[1]), v[2]) / DEGREE; }
-
-static double azimuth_deg(const float v[3]) {
-    double a = atan2(v[1], v[0]) / DEGREE;
-    return a < 0 ? a + 360 : a;
-}
-
 static void put_heat_map(FILE *f, const IceOutcome *o, int64_t n, const char *title, double range,
                          double (*angle)(const float *), const char *const label[2],
                          const char *caption) {
@@ -284,7 +278,7 @@ static void put_heat_map(FILE *f, const IceOutcome *o, int64_t n, const char *ti
     Plot p = plot_begin(f, title, (PlotAxis){.label = label[0], .hi = range, .step = range / 6},
                         (PlotAxis){.label = label[1], .hi = range, .step = range / 6}, 414);
     plot_cells(&p, "model", CELLS, CELLS, count, keys);
-    plot_line(&p, "guess", 2, ends, ends);
+    plot_line(&p, "truth thin", 2, ends, ends);
     plot_end(&p, keys, caption);
     free(count);
 }
@@ -305,14 +299,14 @@ static void put_row(FILE *f, const char *name, const IceMean *m) {
     if (m->n == 0) return;
     fprintf(f, "<tr><th scope=\"row\">%s</th><td>%lld</td>", name, (long long)m->n);
     const double value[] = {m->mean, m->median, m->linefit_mean, m->linefit_median,
-                            m->mean / m->linefit_mean};
+                            ice_mean_ratio(m)};
     for (int i = 0; i < 5; i++) fprintf(f, "<td>%.2f</td>", value[i]);
     fputs("</tr>\n", f);
 }
 
 static void put_means_begin(FILE *f, const char *caption) {
     static const char *const head[] = {
-        "", "events", "mean", "median", "LineFit mean", "LineFit median", "mean / LineFit"};
+        "", "events", "mean", "median", "LineFit mean", "LineFit median", "ratio of means"};
     put_table_begin(f, caption, head, 7);
 }
 
@@ -335,8 +329,8 @@ static void put_summary(FILE *f, const IceScore *s) {
     put_row(f, "all", &s->all);
     put_row(f, "tracks", &s->track);
     put_row(f, "cascades", &s->cascade);
-    fprintf(f, "<tr><th scope=\"row\">a guess</th><td></td><td>%.2f</td><td>%.2f</td>", GUESS,
-            GUESS);
+    fprintf(f, "<tr><th scope=\"row\">a guess</th><td></td><td>%.2f</td><td>%.2f</td>",
+            ICE_GUESS_DEG, ICE_GUESS_DEG);
     fputs("<td></td><td></td><td></td></tr>\n", f);
     put_table_end(f);
     put_table_begin(f, "Bias: mean of predicted - true", head, 4);
@@ -352,26 +346,26 @@ static void put_summary(FILE *f, const IceScore *s) {
 
 /* ---- The page ---- */
 
-static void put_page(FILE *f, const IceScore *s, const IceOutcome *o, int64_t n,
-                     const Curve curve[CURVES], const char *title) {
-    fputs(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
-        "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"/>\n<title>",
-        f);
+static void put_head(FILE *f, const IceScore *s, const char *title) {
+    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n", f);
+    fputs("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"/>\n<title>", f);
     plot_text(f, title);
     fprintf(f, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<h1>", STYLE);
     plot_text(f, title);
-    fprintf(
-        f,
-        "</h1>\n<p>The predicted directions of %lld neutrino events are %.2f degrees off in the "
-        "mean, %.2f in the median. LineFit, the field's first guess, is %.2f and %.2f off on "
-        "the same events; a guess without looking is %.0f.</p>\n",
-        (long long)n, s->all.mean, s->all.median, s->all.linefit_mean, s->all.linefit_median,
-        GUESS);
+    fprintf(f, "</h1>\n<p>Events: %lld. The predicted direction is %.2f degrees off in the mean, ",
+            (long long)s->all.n, s->all.mean);
+    fprintf(f, "%.2f in the median; LineFit's, the field's first guess, %.2f and %.2f on the same ",
+            s->all.median, s->all.linefit_mean, s->all.linefit_median);
+    fprintf(f, "events; a guess without looking, %.0f.</p>\n", ICE_GUESS_DEG);
     if (s->n_linefit_undefined)
         fprintf(f,
-                "<p>LineFit is undefined for %lld of them; it counts as straight from above.</p>\n",
+                "<p>LineFit is undefined for %lld events; it counts as straight from above.</p>\n",
                 (long long)s->n_linefit_undefined);
+}
+
+static void put_page(FILE *f, const IceScore *s, const IceOutcome *o, int64_t n,
+                     const Curve curve[CURVES], const char *title) {
+    put_head(f, s, title);
     fputs("<div class=\"two\">\n", f);
     put_summary(f, s);
     put_curves(f, curve);
@@ -386,10 +380,11 @@ static void put_page(FILE *f, const IceScore *s, const IceOutcome *o, int64_t n,
     fputs("</div>\n<div class=\"two\">\n", f);
     static const char *const zenith[] = {"true zenith, degrees", "predicted zenith, degrees"};
     static const char *const azimuth[] = {"true azimuth, degrees", "predicted azimuth, degrees"};
-    put_heat_map(f, o, n, "Zenith", 180, zenith_deg, zenith,
-                 "Events by true and predicted zenith, at least so many in a cell of 5 degrees; on "
-                 "the dotted line they are equal.");
-    put_heat_map(f, o, n, "Azimuth", 360, azimuth_deg, azimuth,
+    put_heat_map(
+        f, o, n, "Zenith", 180, ice_zenith_deg, zenith,
+        "Events by true and predicted zenith, at least so many in a cell of 5 degrees; on the "
+        "line they are equal.");
+    put_heat_map(f, o, n, "Azimuth", 360, ice_azimuth_deg, azimuth,
                  "Events by true and predicted azimuth, at least so many in a cell of 10 degrees; "
                  "0 and 360 are the same, and near the zenith azimuth says little.");
     fputs("</div>\n<div class=\"two\">\n", f);

@@ -8,7 +8,7 @@
 
 #include "llmc_like/metrics.h"
 
-static const double DEGREE = 3.14159265358979323846 / 180, GUESS = 90;
+static const double DEGREE = 3.14159265358979323846 / 180;
 
 /* ---- The figures ---- */
 
@@ -46,11 +46,9 @@ static IceMean mean_of_group(Angles *a, int group) {
     return m;
 }
 
-static double zenith_deg(const float v[3]) { return atan2(hypot(v[0], v[1]), v[2]) / DEGREE; }
-
 static double doms_of(const IceLabel *l) { return l->n_doms; }
 static double pulses_of(const IceLabel *l) { return l->n_pulses; }
-static double zenith_of(const IceLabel *l) { return zenith_deg(l->direction); }
+static double zenith_of(const IceLabel *l) { return ice_zenith_deg(l->direction); }
 
 static void fill_table(IceTable *t, Angles *a, const IceOutcome *o,
                        double (*quantity)(const IceLabel *)) {
@@ -113,6 +111,18 @@ void ice_score(IceScore *s, const IceOutcome *o, int64_t n) {
     free(a.group);
 }
 
+double ice_zenith_deg(const float v[3]) { return atan2(hypot(v[0], v[1]), v[2]) / DEGREE; }
+
+double ice_azimuth_deg(const float v[3]) {
+    double a = atan2(v[1], v[0]) / DEGREE;
+    if (a < 0) a += 360;
+    return a < 360 ? a : 0; /* a tiny angle below 0 rounds to 360 */
+}
+
+double ice_mean_ratio(const IceMean *m) {
+    return m->linefit_mean > 0 ? m->mean / m->linefit_mean : NAN;
+}
+
 void ice_bin_label(const IceTable *t, int i, char label[32]) {
     if (isinf(t->edge[i + 1]))
         snprintf(label, 32, "%g or more", t->edge[i]);
@@ -125,7 +135,7 @@ void ice_bin_label(const IceTable *t, int i, char label[32]) {
 static void print_row(const char *name, const IceMean *m) {
     if (m->n == 0) return;
     printf("%-22s %10lld %10.2f %10.2f %13.2f %14.2f %14.2f\n", name, (long long)m->n, m->mean,
-           m->median, m->linefit_mean, m->linefit_median, m->mean / m->linefit_mean);
+           m->median, m->linefit_mean, m->linefit_median, ice_mean_ratio(m));
 }
 
 static void print_table(const IceTable *t) {
@@ -143,11 +153,11 @@ static void print_bias(const char *name, const double bias[3]) {
 
 void ice_score_print(const IceScore *s) {
     printf("%-22s %10s %10s %10s %13s %14s %14s\n", "angle off, degrees", "events", "mean",
-           "median", "LineFit mean", "LineFit median", "mean / LineFit");
+           "median", "LineFit mean", "LineFit median", "ratio of means");
     print_row("all", &s->all);
     print_row("tracks", &s->track);
     print_row("cascades", &s->cascade);
-    printf("%-22s %10s %10.2f %10.2f\n", "a guess", "", GUESS, GUESS);
+    printf("%-22s %10s %10.2f %10.2f\n", "a guess", "", ICE_GUESS_DEG, ICE_GUESS_DEG);
     print_table(&s->doms);
     print_table(&s->pulses);
     print_table(&s->zenith);
@@ -195,7 +205,7 @@ static void add_table(cJSON *json, const char *name, const IceTable *t) {
 int ice_score_save(const IceScore *s, const char *path, Err *e) {
     cJSON *json = cJSON_CreateObject();
     add_mean(json, "", &s->all);
-    cJSON_AddNumberToObject(json, "guess_angle_deg", GUESS);
+    cJSON_AddNumberToObject(json, "guess_angle_deg", ICE_GUESS_DEG);
     add_mean(json, "track_", &s->track);
     add_mean(json, "cascade_", &s->cascade);
     add_bias(json, "", s->bias);

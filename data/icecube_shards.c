@@ -64,25 +64,24 @@ static int list_shards(IceShards *s, const char *folder, Err *e) {
                        "%s: no folder that can be read; name one with the shards that "
                        "data/icecube_convert.py makes, or \"sim\" for the built-in simulator",
                        folder);
-    int capacity = 0;
-    for (struct dirent *f; (f = readdir(dir));) {
+    int capacity = 0, status = 0;
+    for (struct dirent *f; !status && (f = readdir(dir));) {
         int number = batch_number(f->d_name);
         if (number < 0) continue;
-        if (f->d_name[6] == '0' && f->d_name[7]) {
-            closedir(dir);
-            return err_set(e,
-                           "%s/%s: expected the name batch_%d; rename it, or remove it where "
-                           "both are there",
-                           folder, f->d_name, number);
-        }
         if (s->n == capacity) {
             capacity = capacity ? 2 * capacity : 16;
             s->shard = realloc(s->shard, (size_t)capacity * sizeof *s->shard);
             CHECK(s->shard, "no memory for %d batches", capacity);
         }
         s->shard[s->n++] = (IceShard){.number = number};
+        if (f->d_name[6] == '0' && f->d_name[7])
+            status = err_set(e,
+                             "%s/%s: expected the name batch_%d; rename it, or remove it where "
+                             "both are there",
+                             folder, f->d_name, number);
     }
     closedir(dir);
+    if (status) return -1;
     if (!s->n) return explain_empty(folder, e);
     qsort(s->shard, (size_t)s->n, sizeof *s->shard, by_number);
     return 0;

@@ -78,17 +78,16 @@ static long first_tick(const PlotAxis *a) { return lrint(ceil(a->lo / a->step - 
 static long last_tick(const PlotAxis *a) { return lrint(floor(a->hi / a->step + 1e-6)); }
 
 static void put_tick_text(FILE *f, const PlotAxis *a, long i) {
-    if (a->name) {
-        plot_text(f, a->name[i] ? a->name[i] : "");
-        return;
-    }
-    double largest = fmax(fabs(a->lo), fabs(a->hi)), unit = 1;
-    if (largest >= 1e4) unit = largest < 1e6 ? 1e3 : 1e6;
+    double largest = fmax(fabs(a->lo), fabs(a->hi));
+    double unit = largest < 1e4 ? 1 : largest < 1e6 ? 1e3 : 1e6;
+    const char *suffix = largest < 1e4 ? "" : largest < 1e6 ? "k" : "M";
     int decimals = (int)fmax(0, ceil(-log10(a->step / unit) - 1e-6));
-    fprintf(f, "%.*f%s", decimals, (double)i * a->step / unit,
-            i == 0 || unit < 2 ? ""
-            : unit < 1e6       ? "k"
-                               : "M");
+    if (a->name)
+        plot_text(f, a->name[i] ? a->name[i] : "");
+    else if (i == 0)
+        fputc('0', f);
+    else
+        fprintf(f, "%.*f%s", decimals, (double)i * a->step / unit, suffix);
 }
 
 static void put_axes(const Plot *p) {

@@ -4,17 +4,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "kernels/device.h"
 #include "llmc_like/ctx.h"
 #include "llmc_like/philox.h"
+#include "llmc_like/run.h"
 
 /* ---- the registry: one line a backend ---- */
 
 /* clang-format off */
 /*        the file's name   --attn       help                                              */
 #define ATTN_LIST(X)                                                                          \
+    X(loop,       "loop",       "one document after the other, products by the library")      \
+    X(padded,     "padded",     "documents padded to the longest")                            \
     X(vanilla,    "vanilla",    "the whole score matrix in memory, products by the library")  \
     X(sdpa,       "sdpa",       "our fused flash kernel, built-in masks")                     \
     X(flex,       "flex",       "the fused kernel, compiled with the mask and score expressions") \
@@ -184,12 +186,11 @@ static double trial_differs(const Trial *t, const float *expected) {
     return worst / most;
 }
 
-/* Why a backend takes no part, or NULL. Half of the machine's memory is left for the model. */
+/* Why a backend takes no part, or NULL. Half of the memory that is left is for the model. */
 static const char *left_out(Ctx *c, const AttnBackend *b, const AttnArgs *a) {
     const char *reason = b->supports(a);
-    const double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    if (!reason && (double)b->workspace(c, a, true) > 0.5 * memory)
-        reason = "its workspace would take more than half of the memory";
+    if (!reason && memory_check(2 * b->workspace(c, a, true), NULL))
+        reason = "its workspace would take more than half of the memory that is left";
     return reason;
 }
 

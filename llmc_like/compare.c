@@ -102,10 +102,10 @@ static void differences(Row *row, const Row *first) {
     if (row == first) return;
     for (int i = 0; i < row->r.steps && i < first->r.steps; i++)
         row->loss_diff = fmax(row->loss_diff, fabs(row->r.loss[i] - first->r.loss[i]));
-    row->grad_diff = row == first ? 0 : gradient_difference(first->gradients, row->gradients);
+    row->grad_diff = gradient_difference(first->gradients, row->gradients);
 }
 
-static void print_table(const Row *row, int n, int steps, const char *unit) {
+static void print_table(const Row *row, int n, const Row *first, int steps, const char *unit) {
     printf("\n%d steps with each backend, from the same start; medians without the first step\n",
            steps);
     printf("%-11s %12s %12s %10s %10s/s %9s %9s %10s %10s\n", "attention", "forward ms",
@@ -118,15 +118,16 @@ static void print_table(const Row *row, int n, int steps, const char *unit) {
         printf("%-11s %12.2f %12.2f %10.1f %12.0f %9.0f %8.2fx %10.1e %10.1e\n", row[i].name,
                row[i].attn_forward_ms, row[i].attn_backward_ms, row[i].step_ms,
                1e3 * row[i].r.units_per_step / row[i].step_ms, row[i].peak_bytes / 1048576,
-               row[0].step_ms / row[i].step_ms, row[i].loss_diff, row[i].grad_diff);
+               first->step_ms / row[i].step_ms, row[i].loss_diff, row[i].grad_diff);
     }
     printf(
         "forward and backward: attention alone, all layers of a step. grad diff: of the first step,"
         "\nshare of the largest entry. Differences are from %s.\n",
-        row[0].name);
+        first->name);
 }
 
-static int save_json(const Row *row, int n, const char *unit, const char *path, Err *e) {
+static int save_json(const Row *row, int n, const Row *first, const char *unit, const char *path,
+                     Err *e) {
     cJSON *all = cJSON_CreateArray();
     char rate[32];
     snprintf(rate, sizeof rate, "%s_per_s", unit);
@@ -143,7 +144,7 @@ static int save_json(const Row *row, int n, const char *unit, const char *path, 
         cJSON_AddNumberToObject(o, "step_ms", row[i].step_ms);
         cJSON_AddNumberToObject(o, rate, 1e3 * row[i].r.units_per_step / row[i].step_ms);
         cJSON_AddNumberToObject(o, "peak_mib", row[i].peak_bytes / 1048576);
-        cJSON_AddNumberToObject(o, "speed_up", row[0].step_ms / row[i].step_ms);
+        cJSON_AddNumberToObject(o, "speed_up", first->step_ms / row[i].step_ms);
         cJSON_AddNumberToObject(o, "loss_diff", row[i].loss_diff);
         cJSON_AddNumberToObject(o, "grad_diff", row[i].grad_diff);
         cJSON_AddItemToObject(o, "losses", cJSON_CreateDoubleArray(row[i].r.loss, row[i].r.steps));
@@ -161,6 +162,7 @@ int compare_run(const char *const *names, int steps, const char *unit, const cha
     const size_t bytes = (size_t)n * sizeof(Row);
     Row *row = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (row == MAP_FAILED) return err_set(e, "no memory for a table of %d backends", n);
+    const Row *first = NULL; /* that ran */
     for (int i = 0; i < n && status == 0; i++) {
         row[i].name = names[i];
         row[i].gradients = tmpfile();
@@ -170,12 +172,14 @@ int compare_run(const char *const *names, int steps, const char *unit, const cha
             status = run_one(&row[i], steps, train, self, e);
         if (status == 0 && interrupted())
             status = err_set(e, "stopped while --attn %s ran; no table is written", names[i]);
-        if (status == 0 && i == 0 && !row[0].done) status = err_set(e, "%s", row[0].why.text);
-        if (status == 0 && row[i].done) differences(&row[i], &row[0]);
+        if (status || !row[i].done) continue;
+        if (!first) first = &row[i];
+        differences(&row[i], first);
     }
+    if (status == 0 && !first) status = err_set(e, "%s", row[n - 1].why.text);
     if (status == 0) {
-        print_table(row, n, steps, unit);
-        status = save_json(row, n, unit, json_path, e);
+        print_table(row, n, first, steps, unit);
+        status = save_json(row, n, first, unit, json_path, e);
     }
     for (int i = 0; i < n; i++)
         if (row[i].gradients) fclose(row[i].gradients);

@@ -26,10 +26,12 @@ typedef int (*CompareFn)(void *self, const char *backend, int steps, CompareResu
 /* Keeps all gradients, in the table's order, for the comparison (a scratch file, not memory). */
 int compare_gradients(int gradients, const ParamTable *p, Err *e);
 
-/* Runs train for each name (NULL at the end; the first one is what the others are compared with),
- * prints the table to stdout and writes it to json_path. unit: "tokens". A backend that declines
- * gets a line that says why. Must be called before this process has made any thread. -1 where the
- * first one fails, a child dies, or Ctrl-C (llmc_like/run.h) ends it between two. */
+/* Runs train for each name (NULL at the end), prints the table to stdout and writes it to
+ * json_path. unit: "tokens". The others are compared with the first that ran. A backend that
+ * declines gets a line that says why ("declined" in the JSON); one whose memory the machine has not
+ * must decline by itself (memory_check, llmc_like/run.h) before it takes any. Must be called before
+ * this process has made any thread. -1 where none runs (with the last one's sentence), a child
+ * dies, or Ctrl-C ends it between two. */
 int compare_run(const char *const *names, int steps, const char *unit, const char *json_path,
                 CompareFn train, void *self, Err *e);
 

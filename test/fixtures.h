@@ -3,7 +3,8 @@
  *
  * A fixture is a safetensors file that holds what PyTorch made of the same parameters and inputs
  * (dev/ref): param.NAME, in.*, and the results out.*, grad.NAME and step1.NAME, of which any may be
- * left out; its config is JSON in the metadata.
+ * left out; its config is JSON in the metadata. Gradients are as the optimiser takes them: clipped
+ * where the config says so.
  *
  * Tolerances: out.*: 1e-4. grad.*: 1e-3 of the tensor's largest entry. step1.*: what the step
  * changed, to 1e-2 of the largest change, see fixture_compare_step. */
@@ -39,7 +40,7 @@ typedef struct Fixture {
     StFile file;
     Ctx c;
     Optim optim;
-    double clip;
+    double clip;        /* of the gradients' norm; 0: never */
     ParamTable *params; /* the model's own */
     int passed, failed;
 } Fixture;
@@ -178,7 +179,9 @@ static inline double fixture_largest(const StEntry *t) {
     return largest;
 }
 
-static inline void fixture_compare_gradients(Fixture *f) {
+/* norm: of all gradients, before clipping. */
+static inline void fixture_compare_gradients(Fixture *f, double norm) {
+    const double factor = f->clip > 0 ? fmin(1, f->clip / (norm + 1e-6)) : 1;
     char key[96];
     for (int i = 0; i < f->params->n; i++) {
         const Tensor *w = &f->params->row[i].tensor;
@@ -187,7 +190,7 @@ static inline void fixture_compare_gradients(Fixture *f) {
         if (!t) continue;
         const int64_t n = tensor_numel(w);
         double *got = fixture_alloc(sizeof *got * (size_t)n);
-        for (int64_t j = 0; j < n; j++) got[j] = w->grad_set ? (double)tensor_grad_f32(w)[j] : 0;
+        for (int64_t j = 0; j < n; j++) got[j] = factor * (double)tensor_grad_f32(w)[j];
         fixture_compare(f, key, got, n, GRAD_TOLERANCE * fixture_largest(t), NULL);
         free(got);
     }
@@ -258,10 +261,10 @@ static inline void fixture_train(Fixture *f, Tensor *(*loss)(void *self), void *
         Tensor *l = loss(self);
         value[step] = *tensor_f64(l);
         tape_backward(&f->c, l, 1);
-        if (step == 0) fixture_compare_gradients(f);
         const double before_clipping = optim_step(&f->c, &f->optim, f->params, 1, f->clip);
         if (step) continue;
         norm = before_clipping;
+        fixture_compare_gradients(f, norm);
         fixture_compare_step(f);
     }
     fixture_compare(f, "out.loss", value, 1, FORWARD_TOLERANCE, NULL);

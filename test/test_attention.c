@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels/attention.h"
 #include "kernels/device.h"
@@ -182,6 +183,13 @@ static const struct {
              {"(3*q + 5*k + h + b) % 4 != 1 || q == k", "score*(1 + 0.5*h) + 0.1*frame[k]"}};
 enum { N_CASES = sizeof cases / sizeof cases[0] };
 
+/* How many backends at least do a mask: loop and padded know documents alone, sdpa no expression.
+ */
+static int backends_for(const Mask *m) {
+    if (m->has_mask_expr || m->has_score_expr) return 3;
+    return m->offsets && !m->within ? 6 : 4;
+}
+
 /* Every backend in the registry that supports the case, on one device. */
 static int try_backends(const Device *d, const Mask *m, Shape s, const Call *exact,
                         const Error *plain) {
@@ -209,25 +217,54 @@ static int try_backends(const Device *d, const Mask *m, Shape s, const Call *exa
     return ran;
 }
 
+/* The same on all devices. */
+static void try_everywhere(const Mask *m, Shape s, float scale) {
+    Call exact = call_make(s, DT_F64, m, scale), single = call_make(s, DT_F32, m, scale);
+    run_plain(&exact);
+    run_plain(&single);
+    const Error plain = compare(&single, &exact);
+    for (int d = 0; devices[d]; d++)
+        if (devices[d] != &plain_device && device_runs_here(devices[d]))
+            assert_in_range(try_backends(devices[d], m, s, &exact, &plain), backends_for(m), 100);
+    call_free(&exact);
+    call_free(&single);
+}
+
 static void every_backend_is_right(void **state) {
     (void)state;
     for (int i = 0; i < N_CASES; i++) {
         Mask m;
         mask_for(&m, cases[i].mask, cases[i].score);
-        for (int j = 0; j < N_SHAPES; j++) {
-            const float scale = 1 / sqrtf((float)shapes[j].D);
-            Call exact = call_make(shapes[j], DT_F64, &m, scale),
-                 single = call_make(shapes[j], DT_F32, &m, scale);
-            run_plain(&exact);
-            run_plain(&single);
-            const Error plain = compare(&single, &exact);
-            for (int d = 0; devices[d]; d++)
-                if (devices[d] != &plain_device && device_runs_here(devices[d])) {
-                    const int ran = try_backends(devices[d], &m, shapes[j], &exact, &plain);
-                    assert_in_range(ran, m.has_mask_expr || m.has_score_expr ? 3 : 4, 100);
-                }
-            call_free(&exact);
-            call_free(&single);
+        for (int j = 0; j < N_SHAPES; j++)
+            try_everywhere(&m, shapes[j], 1 / sqrtf((float)shapes[j].D));
+        mask_free(&m);
+    }
+}
+
+/* Documents that come with the batch: one mask, other documents each time. */
+static void documents_of_a_batch(void **state) {
+    (void)state;
+    static const int lengths[][12] = {
+        {1, 2},      {1, 1, 2, 1, 1},       {27},         {1, 2, 1, 3, 1, 1, 27, 5, 1, 1, 10, 1},
+        {4, 64, 16}, {1, 113, 1, 1, 17, 1}, {49, 48, 97}, {193}};
+    static const char *const texts[] = {"document", "doc[q] == doc[k]"};
+    static const Shape heads[] = {
+        {.B = 1, .H = 8, .D = 16}, {.B = 1, .H = 1, .D = 128}, {.B = 1, .H = 3, .D = 12}};
+    for (int i = 0; i < 2; i++) {
+        Mask m;
+        Err e;
+        if (mask_init_documents(&m, texts[i], "", 8, &e)) fail_msg("%s", e.text);
+        for (size_t j = 0; j < sizeof lengths / sizeof *lengths; j++) {
+            int32_t offsets[13] = {0};
+            int n = 0;
+            for (; n < 12 && lengths[j][n]; n++) offsets[n + 1] = offsets[n] + lengths[j][n];
+            mask_set_documents(&m, offsets, n);
+            assert_int_equal(backends_for(&m), 6);
+            for (size_t h = 0; h < sizeof heads / sizeof *heads; h++) {
+                Shape s = heads[h];
+                s.Tq = s.Tk = offsets[n];
+                try_everywhere(&m, s, 1 / sqrtf((float)s.D));
+            }
         }
         mask_free(&m);
     }
@@ -237,26 +274,23 @@ static void every_backend_is_right(void **state) {
  * jumps. */
 static void peaked_rows(void **state) {
     (void)state;
-    Mask m;
-    mask_for(&m, "frame-causal", "");
-    const Shape s = {1, 2, 193, 193, 64};
-    Call exact = call_make(s, DT_F64, &m, 10), single = call_make(s, DT_F32, &m, 10);
-    run_plain(&exact);
-    run_plain(&single);
-    const Error plain = compare(&single, &exact);
-    for (int d = 0; devices[d]; d++)
-        if (devices[d] != &plain_device && device_runs_here(devices[d]))
-            assert_int_equal(try_backends(devices[d], &m, s, &exact, &plain), 4);
-    call_free(&exact);
-    call_free(&single);
-    mask_free(&m);
+    static const struct {
+        const char *mask;
+        float scale;
+    } peaked[] = {{"frame-causal", 10}, {"document:90", 3}};
+    for (int i = 0; i < 2; i++) {
+        Mask m;
+        mask_for(&m, peaked[i].mask, "");
+        try_everywhere(&m, (Shape){1, 2, 193, 193, 64}, peaked[i].scale);
+        mask_free(&m);
+    }
 }
 
 /* Gradients that nobody wants are left out, and the others do not change. */
 static void unwanted_gradients(void **state) {
     (void)state;
     Mask m;
-    mask_for(&m, "causal", "");
+    mask_for(&m, "document:21", "");
     Ctx ctx;
     ctx_for(&ctx, device_find("cpu", NULL), 2);
     for (int i = 0; attn_backends[i]; i++) {
@@ -273,19 +307,20 @@ static void unwanted_gradients(void **state) {
     mask_free(&m);
 }
 
-/* The fused kernels: the same bits for any number of threads. The library's products promise that
+/* Our own kernels: the same bits for any number of threads. The library's products promise that
  * for one number of threads alone. */
 static void threads_change_no_bit(void **state) {
-    (void)state;
     Mask m;
-    mask_for(&m, "frame-causal", "");
+    mask_for(&m, *state, "");
     for (int i = 0; attn_backends[i]; i++) {
-        const bool fused = strcmp(attn_backends[i]->name, "vanilla") != 0;
+        const bool library =
+            !strcmp(attn_backends[i]->name, "vanilla") || !strcmp(attn_backends[i]->name, "loop");
         const Shape s = {2, 3, 193, 193, 32};
+        if (attn_backends[i]->supports(&(AttnArgs){.dtype = DT_F32, .mask = &m})) continue;
         Call first = call_make(s, DT_F32, &m, 1);
         for (int threads = 1; threads <= 3; threads++) {
             Ctx ctx;
-            ctx_for(&ctx, device_find("cpu", NULL), fused ? threads : 2);
+            ctx_for(&ctx, device_find("cpu", NULL), library ? 2 : threads);
             Call c = call_make(s, DT_F32, &m, 1);
             run_backend(&ctx, attn_backends[i], threads == 1 ? &first : &c);
             for (int t = OUT; threads > 1 && t < N_TENSORS; t++)
@@ -302,9 +337,8 @@ static void threads_change_no_bit(void **state) {
 
 /* Where the plain loops give NaN, so does every backend. */
 static void nan_comes_out(void **state) {
-    (void)state;
     Mask m;
-    mask_for(&m, "causal", "");
+    mask_for(&m, *state, "");
     for (int bad = Q; bad <= DOUT; bad++)
         for (int d = 0; devices[d]; d++) {
             if (devices[d] == &plain_device || !device_runs_here(devices[d])) continue;
@@ -315,6 +349,7 @@ static void nan_comes_out(void **state) {
             set(&plain, bad, 70 * plain.step[bad] + 3, NAN);
             run_plain(&plain);
             for (int i = 0; attn_backends[i]; i++) {
+                if (attn_backends[i]->supports(&plain.a)) continue;
                 Call c = call_make(s, DT_F32, &m, 0.25f);
                 set(&c, bad, 70 * c.step[bad] + 3, NAN);
                 run_backend(&ctx, attn_backends[i], &c);
@@ -385,6 +420,10 @@ static void choices(void **state) {
     assert_int_equal(attn_choose(&ctx, "flash", &a, &e), -1);
     assert_non_null(strstr(e.text, "no such backend"));
     assert_non_null(strstr(e.text, "flex-dense"));
+    assert_int_equal(attn_choose(&ctx, "loop", &a, &e), -1);
+    assert_string_equal(e.text,
+                        "--attn loop: it needs a mask of documents; these would work here: "
+                        "auto, vanilla, sdpa, flex, flex-dense");
     a.mask = &expression;
     assert_int_equal(attn_choose(&ctx, "sdpa", &a, &e), -1);
     assert_non_null(strstr(e.text, "it has no score expressions"));
@@ -398,15 +437,88 @@ static void choices(void **state) {
     mask_free(&expression);
 }
 
+/* What loop and padded decline, and why. */
+static void documents_alone(void **state) {
+    (void)state;
+    static const struct {
+        const char *mask, *score, *why;
+    } bad[] = {{"causal", "", "it needs a mask of documents"},
+               {"q / 7 == k / 7", "", "it needs a mask of documents"},
+               {"causal & document:70", "",
+                "a query sees its whole document there, and this mask hides some"},
+               {"document:70", "score*0.5", "it has no score expressions"}};
+    static const char *const names[] = {"loop", "padded"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        Mask m;
+        mask_for(&m, bad[i].mask, bad[i].score);
+        for (int j = 0; j < 2; j++)
+            assert_string_equal(
+                attn_find(names[j])->supports(&(AttnArgs){.dtype = DT_F32, .mask = &m}),
+                bad[i].why);
+        mask_free(&m);
+    }
+}
+
+/* What attn_choose "auto" prints, in text. */
+static void auto_prints(Ctx *c, const AttnArgs *a, char *text, size_t size) {
+    FILE *f = tmpfile();
+    assert_non_null(f);
+    fflush(stdout);
+    const int out = dup(STDOUT_FILENO);
+    dup2(fileno(f), STDOUT_FILENO);
+    Err e = {""};
+    const int status = attn_choose(c, "auto", a, &e);
+    fflush(stdout);
+    dup2(out, STDOUT_FILENO);
+    close(out);
+    rewind(f);
+    text[fread(text, 1, size - 1, f)] = 0;
+    fclose(f);
+    if (status) fail_msg("%s", e.text);
+}
+
+/* A line for each backend, with its time or with its reason, and the one that was taken. */
+static void automatic(void **state) {
+    (void)state;
+    static const char *const masks[] = {"causal", "document:9"};
+    Ctx ctx;
+    ctx_for(&ctx, device_find("cpu", NULL), 2);
+    for (int i = 0; i < 2; i++) {
+        Mask m;
+        mask_for(&m, masks[i], "");
+        AttnArgs a = {.B = 2, .H = 3, .Tq = 70, .Tk = 70, .D = 16, .dtype = DT_F32, .mask = &m};
+        char text[4096], line[128];
+        auto_prints(&ctx, &a, text, sizeof text);
+        for (int j = 0; attn_backends[j]; j++) {
+            const AttnBackend *b = attn_backends[j];
+            const char *why = b->supports(&a);
+            snprintf(line, sizeof line, "\n%-12s  %s%s", b->name, why ? "left out: " : "",
+                     why ? why : "");
+            if (!strstr(text, line)) fail_msg("no line '%s' in\n%s", line + 1, text);
+        }
+        assert_int_equal(strstr(text, "left out") != NULL, i == 0);
+        snprintf(line, sizeof line, "\nattention: %s\n", ctx.attn->name);
+        assert_non_null(strstr(text, line));
+        mask_free(&m);
+    }
+    ctx_free(&ctx);
+}
+
 int main(void) {
+    static char causal[] = "causal", frames[] = "frame-causal", documents[] = "document:55";
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_backend_is_right),
+        cmocka_unit_test(documents_of_a_batch),
         cmocka_unit_test(peaked_rows),
         cmocka_unit_test(unwanted_gradients),
-        cmocka_unit_test(threads_change_no_bit),
-        cmocka_unit_test(nan_comes_out),
+        cmocka_unit_test_prestate(threads_change_no_bit, frames),
+        cmocka_unit_test_prestate(threads_change_no_bit, documents),
+        cmocka_unit_test_prestate(nan_comes_out, causal),
+        cmocka_unit_test_prestate(nan_comes_out, documents),
         cmocka_unit_test(finite_differences),
         cmocka_unit_test(choices),
+        cmocka_unit_test(documents_alone),
+        cmocka_unit_test(automatic),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -93,7 +93,7 @@ static void interrupted_run(void **state) {
                                 "64", "--out", "@compared");
     for (int wait = 0; wait < 60000 && !cli_exists(state, "compared"); wait++) sleep_ms(1);
     kill(all, SIGINT);
-    cli_refused(cli_wait(state, all), "stopped while --attn vanilla ran");
+    cli_refused(cli_wait(state, all), "stopped while --attn | ran");
 }
 
 /* --steps asks a finished run for more. */

@@ -33,10 +33,11 @@ static FlashArgs arguments(Ctx *c, const AttnArgs *a, bool dense) {
     FlashArgs f = ISA_FN(flash_args)(c, a);
     const FlexProgram *p = a->mask->code;
     f.dense = dense;
+    if (dense) f.offsets = NULL;
     if (!p) return f;
     f.env = flex_env(p);
     f.lo = f.hi = NULL; /* the expression says it, and so does its plan */
-    if (dense) return f;
+    if (dense || f.offsets) return f;
     const FlexPlan *plan =
         flex_plan(p, a->B, a->H, a->Tq, a->Tk, a->offset, f.tile_rows, FLASH_PLAN_COLS);
     f.visit = plan->visit;
@@ -60,6 +61,12 @@ static int prepare(Ctx *c, const AttnArgs *a, Err *e) {
  * slopes. */
 static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
     FlashArgs f = ISA_FN(flash_args)(c, a);
+    return compiled(a)->workspace(&f, backward);
+}
+
+static size_t workspace_dense(Ctx *c, const AttnArgs *a, bool backward) {
+    FlashArgs f = ISA_FN(flash_args)(c, a);
+    f.offsets = NULL;
     return compiled(a)->workspace(&f, backward);
 }
 
@@ -91,6 +98,6 @@ const AttnBackend ISA_FN(attn_flex) = {.supports = supports,
 
 const AttnBackend ISA_FN(attn_flex_dense) = {.supports = supports,
                                              .prepare = prepare,
-                                             .workspace = workspace,
+                                             .workspace = workspace_dense,
                                              .forward = forward_dense,
                                              .backward = backward_dense};

@@ -8,11 +8,17 @@
 
 #include "kernels/cpu/flash.h"
 
+#include "kernels/cpu/flash_docs.h"
+
 const FlashKernel ISA_FN(flash_builtin) = {flash_workspace, flash_forward, flash_backward};
 
 static FlashStride stride(AttnStride s) { return (FlashStride){s.b, s.t, s.h}; }
 
 FlashArgs ISA_FN(flash_args)(Ctx *c, const AttnArgs *a) {
+    const Mask *m = a->mask;
+    /* whole documents alone: cached keys, or fewer rows than the mask knows, go by intervals */
+    const bool documents = m->offsets && a->offset == 0 && a->Tq == m->T && a->Tk == m->T;
+    const bool intervals = !documents || m->within;
     return (FlashArgs){.B = a->B,
                        .H = a->H,
                        .Tq = a->Tq,
@@ -22,8 +28,12 @@ FlashArgs ISA_FN(flash_args)(Ctx *c, const AttnArgs *a) {
                        .offset = a->offset,
                        .n_threads = c->n_threads,
                        .tile_rows = flash_tile_rows(a->Tq),
-                       .lo = a->mask->lo,
-                       .hi = a->mask->hi,
+                       .lse_rows = a->Tq,
+                       .lo = intervals ? m->lo : NULL,
+                       .hi = intervals ? m->hi : NULL,
+                       .offsets = documents ? m->offsets : NULL,
+                       .n_docs = m->n_docs,
+                       .longest = m->longest,
                        .q = a->q,
                        .k = a->k,
                        .v = a->v,

@@ -6,15 +6,11 @@
  *              dQ = scale dS K, dK = scale dS' Q, with delta = rowsum(dO out)
  *
  * Masks by interval and by expression, and score expressions, through the interpreter. */
-#include <math.h>
 #include <omp.h>
 
+#include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/flash_vec.h"
 #include "kernels/flex/flex.h"
-
-enum { ALIGN_FLOATS = 16 };
-static const float LOG2E = 1.44269504f;
 
 typedef struct Scratch {
     float *s, *dp;          /* (B, H, Tq, ld) scores, later p; d loss / d p, later d loss / d s */
@@ -25,7 +21,7 @@ typedef struct Scratch {
 } Scratch;
 
 static Scratch scratch(Ctx *c, const AttnArgs *a, bool backward) {
-    Scratch w = {.ld = (a->Tk + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS};
+    Scratch w = {.ld = row_length(a->Tk)};
     const size_t matrix = (size_t)a->B * (size_t)a->H * (size_t)a->Tq * (size_t)w.ld;
     const size_t rows = (size_t)c->n_threads * (size_t)w.ld;
     w.s = a->workspace;
@@ -63,25 +59,10 @@ static void finish_row(const AttnArgs *a, int64_t row, float *s, int64_t ld, flo
         for (int j = 0; j < a->Tk; j++) s[j] = visible[j] ? s[j] : -INFINITY;
     } else if (m->lo) {
         const int lo = m->lo[q] < a->Tk ? m->lo[q] : a->Tk, hi = m->hi[q];
-        for (int j = 0; j < lo; j++) s[j] = -INFINITY;
-        for (int j = hi; j < a->Tk; j++) s[j] = -INFINITY;
+        row_hide(s, 0, lo);
+        row_hide(s, hi, a->Tk);
     }
-    for (int64_t j = a->Tk; j < ld; j++) s[j] = -INFINITY;
-}
-
-/* s becomes its softmax; returns the log-sum-exp. A row that sees nothing becomes 0. */
-static float softmax_row(float *s, int64_t ld) {
-    Vec m = vec_load(s), total = {0};
-    for (int64_t j = VW; j < ld; j += VW) m = vec_max(m, vec_load(s + j));
-    const float max = vec_reduce_max(m), base = max > -INFINITY ? max : 0;
-    for (int64_t j = 0; j < ld; j += VW) {
-        Vec p = vec_exp2((vec_load(s + j) - base) * LOG2E);
-        vec_store(s + j, p);
-        total += p;
-    }
-    const float sum = vec_reduce_add(total), share = sum == 0 ? 0 : 1 / sum;
-    for (int64_t j = 0; j < ld; j += VW) vec_store(s + j, vec_load(s + j) * share);
-    return base + logf(sum);
+    row_hide(s, a->Tk, ld);
 }
 
 static const float *of(const void *x, AttnStride s, int b, int h) {
@@ -104,7 +85,7 @@ static void forward(Ctx *c, const AttnArgs *a) {
     for (int64_t row = 0; row < (int64_t)a->B * a->H * a->Tq; row++) {
         float *s = w.s + row * w.ld;
         finish_row(a, row, s, w.ld, NULL, w.visible + omp_get_thread_num() * w.ld);
-        lse[row] = softmax_row(s, w.ld);
+        lse[row] = row_softmax(s, w.ld);
     }
     for (int i = 0; i < a->B * a->H; i++)
         c->dev->gemm(c, false, false, a->Tq, a->D, a->Tk, 1, w.s + i * a->Tq * w.ld, w.ld,
@@ -118,18 +99,7 @@ static void backward_row(const AttnArgs *a, int64_t row, float *s, float *dp, co
     const int q = (int)(row % a->Tq), h = (int)(row / a->Tq % a->H), b = (int)(row / a->Tq / a->H);
     const float *out = of(a->out, a->os, b, h) + q * a->os.t,
                 *dout = of(a->dout, a->os, b, h) + q * a->os.t;
-    float lse = ((const float *)a->lse)[row], delta = 0;
-    if (lse == -INFINITY) lse = INFINITY;
-    for (int d = 0; d < a->D; d++) delta += out[d] * dout[d];
-    for (int64_t j = 0; j < ld; j += VW) {
-        const Vec x = vec_load(s + j), p = vec_exp2((x - lse) * LOG2E);
-        Vec ds = p * (vec_load(dp + j) - delta);
-        if (slope) ds *= vec_load(slope + j);
-        /* hidden: dp and slope may be anything there */
-        ds = (Vec)((VecInt)ds & ~(x == -INFINITY));
-        vec_store(s + j, p);
-        vec_store(dp + j, ds);
-    }
+    row_backward(s, dp, slope, ld, ((const float *)a->lse)[row], row_dot(out, dout, a->D));
 }
 
 static void backward(Ctx *c, const AttnArgs *a) {

@@ -27,6 +27,10 @@
 #ifndef FLEX_HAS_SCORE
 #define FLEX_HAS_SCORE 0
 #endif
+#ifndef FLEX_BY_DOCUMENT /* sdpa: there may be documents */
+#define FLEX_BY_DOCUMENT 1
+#define FLEX_HAS_REST 0
+#endif
 
 #include <omp.h>
 
@@ -168,7 +172,7 @@ static Geometry geometry(const FlashArgs *a, int backward) {
     return g;
 }
 
-static size_t flash_workspace(const FlashArgs *a, int backward) {
+static size_t tiles_workspace(const FlashArgs *a, int backward) {
     FlashArgs shape = *a;
     shape.workspace = 0;
     return geometry(&shape, backward).total;
@@ -182,10 +186,11 @@ static void find_limits(const FlashArgs *a, const Geometry *g) {
         *l = (Limits){a->Tk, 0, a->Tk, 0};
         int end = least(a->Tq, (t + 1) * a->tile_rows);
         for (int i = a->offset + t * a->tile_rows; i < a->offset + end; i++) {
-            l->lo_min = least(l->lo_min, a->lo[i]);
-            l->lo_max = greatest(l->lo_max, a->lo[i]);
-            l->hi_min = least(l->hi_min, a->hi[i]);
-            l->hi_max = greatest(l->hi_max, least(a->hi[i], a->Tk));
+            const int lo = a->lo[i] - a->first, hi = a->hi[i] - a->first;
+            l->lo_min = least(l->lo_min, lo);
+            l->lo_max = greatest(l->lo_max, lo);
+            l->hi_min = least(l->hi_min, hi);
+            l->hi_max = greatest(l->hi_max, least(hi, a->Tk));
         }
     }
 }
@@ -244,7 +249,7 @@ static void finish_row(const FlashArgs *a, const Tile *t, int i, float *s, float
     const int q = a->offset + t->row + i;
 #if FLEX_HAS_SCORE || FLEX_HAS_MASK
     const FlexEnv *env = a->env;
-    const int b = t->b, h = t->h, col = t->col;
+    const int b = t->b, h = t->h, col = a->first + t->col;
 #endif
 #if FLEX_HAS_SCORE
     if (slope)
@@ -256,11 +261,16 @@ static void finish_row(const FlashArgs *a, const Tile *t, int i, float *s, float
 #endif
     if (t->kind == FLASH_PARTIAL) {
 #if FLEX_HAS_MASK
-        for (int j = t->ask; j < t->asked; j++)
-            s[j] = flex_mask(b, h, q, col + j, env) ? s[j] : -INFINITY;
+        if (a->in_document)
+            for (int j = t->ask; j < t->asked; j++)
+                s[j] = flex_rest(b, h, q, col + j, env) ? s[j] : -INFINITY;
+        else
+            for (int j = t->ask; j < t->asked; j++)
+                s[j] = flex_mask(b, h, q, col + j, env) ? s[j] : -INFINITY;
 #else
         if (a->lo) {
-            int first = least(t->end, a->lo[q] - t->col), last = a->hi[q] - t->col;
+            const int col = a->first + t->col, last = a->hi[q] - col;
+            const int first = least(t->end, a->lo[q] - col);
             for (int j = t->begin; j < first; j++) s[j] = -INFINITY;
             for (int j = greatest(last, t->begin); j < t->end; j++) s[j] = -INFINITY;
         }
@@ -345,11 +355,24 @@ static void forward_rows(const FlashArgs *a, const Geometry *g, ForwardHead head
         float sum = vec_reduce_add(vec_load(w.sum + i * VW)), share = sum == 0 ? 0 : 1 / sum;
         float *o = a->out + b * a->os.b + h * a->os.h + (row + i) * a->os.t;
         for (int d = 0; d < a->D; d++) o[d] = w.o[i * d_pad + d] * share;
-        a->lse[((int64_t)b * a->H + h) * a->Tq + row + i] = w.max[i] * LN2 + logf(sum);
+        a->lse[((int64_t)b * a->H + h) * a->lse_rows + row + i] = w.max[i] * LN2 + logf(sum);
     }
 }
 
-static void flash_forward(const FlashArgs *a) {
+/* A tile of keys, and of values where they are packed. */
+static void forward_pack(const FlashArgs *a, const Geometry *g, ForwardHead head, int b, int h,
+                         int tk) {
+    const int col = tk * FLASH_COLS, cols = least(FLASH_COLS, a->Tk - col);
+    pack_transposed(head.k + (int64_t)col * a->D, FLASH_COLS,
+                    a->k + b * a->ks.b + h * a->ks.h + col * a->ks.t, a->ks.t, cols,
+                    round_up(cols, VW), a->D);
+    if (head.v == head.v_packed)
+        pack_rows(head.v_packed + (int64_t)col * g->d_pad, g->d_pad,
+                  a->v + b * a->vs.b + h * a->vs.h + col * a->vs.t, a->vs.t, cols, cols, a->D,
+                  1.0f);
+}
+
+static void tiles_forward(const FlashArgs *a) {
     const Geometry g = geometry(a, 0);
     find_limits(a, &g);
 #pragma omp parallel num_threads(a->n_threads)
@@ -360,16 +383,9 @@ static void flash_forward(const FlashArgs *a) {
             const int n = least(g.group, g.heads - first);
 #pragma omp for schedule(dynamic, 1)
             for (int i = 0; i < n * g.n_k; i++) {
-                const int number = first + i / g.n_k, b = number / a->H, h = number % a->H;
-                const int col = i % g.n_k * FLASH_COLS, cols = least(FLASH_COLS, a->Tk - col);
-                ForwardHead head = forward_head(a, &g, i / g.n_k, number, &unused);
-                pack_transposed(head.k + (int64_t)col * a->D, FLASH_COLS,
-                                a->k + b * a->ks.b + h * a->ks.h + col * a->ks.t, a->ks.t, cols,
-                                round_up(cols, VW), a->D);
-                if (head.v == head.v_packed)
-                    pack_rows(head.v_packed + (int64_t)col * g.d_pad, g.d_pad,
-                              a->v + b * a->vs.b + h * a->vs.h + col * a->vs.t, a->vs.t, cols, cols,
-                              a->D, 1.0f);
+                const int number = first + i / g.n_k;
+                forward_pack(a, &g, forward_head(a, &g, i / g.n_k, number, &unused), number / a->H,
+                             number % a->H, i % g.n_k);
             }
             /* the last queries see the most keys under a causal mask: the longest tasks first */
 #pragma omp for schedule(dynamic, 1)
@@ -390,7 +406,7 @@ static void backward_pack(const FlashArgs *a, const Geometry *g, BackwardHead he
                           int tq) {
     const int row = tq * a->tile_rows, rows = least(a->tile_rows, a->Tq - row);
     const float factor = a->scale * (FLEX_HAS_SCORE ? 1.0f : LOG2E);
-    const float *lse = a->lse + ((int64_t)b * a->H + h) * a->Tq;
+    const float *lse = a->lse + ((int64_t)b * a->H + h) * a->lse_rows;
     pack_rows(head.q + (int64_t)row * g->d_pad, g->d_pad,
               a->q + b * a->qs.b + h * a->qs.h + row * a->qs.t, a->qs.t, rows, round_up(rows, 4),
               a->D, factor);
@@ -408,20 +424,23 @@ static void backward_pack(const FlashArgs *a, const Geometry *g, BackwardHead he
     }
 }
 
-/* p holds scores and becomes 2^(s - lse); ds holds d loss / d p and becomes d loss / d s. */
+/* A vector of p: it holds scores and becomes 2^(s - lse); ds holds d loss / d p and becomes d loss
+ * / d s. */
+FLASH_INLINE void backward_cells(float *p, float *ds, const float *slope, Vec lse, Vec delta) {
+    Vec s = vec_load(p), x = vec_exp2(s - lse), y = x * (vec_load(ds) - delta);
+#if FLEX_HAS_SCORE
+    /* a slope is anything, infinite too, where the score is hidden */
+    y = (Vec)((VecInt)(y * vec_load(slope)) & ~(s == -INFINITY));
+#else
+    (void)slope;
+#endif
+    vec_store(p, x);
+    vec_store(ds, y);
+}
+
 static void backward_row(float *p, float *ds, const float *slope, int n, float lse, float delta) {
     const Vec l = vec_all(lse), d = vec_all(delta);
-    for (int j = 0; j < n; j += VW) {
-        Vec s = vec_load(p + j), x = vec_exp2(s - l), y = x * (vec_load(ds + j) - d);
-#if FLEX_HAS_SCORE
-        /* a slope is anything, infinite too, where the score is hidden */
-        y = (Vec)((VecInt)(y * vec_load(slope + j)) & ~(s == -INFINITY));
-#else
-        (void)slope;
-#endif
-        vec_store(p + j, x);
-        vec_store(ds + j, y);
-    }
+    for (int j = 0; j < n; j += VW) backward_cells(p + j, ds + j, slope + j, l, d);
 }
 
 static void backward_tile(const FlashArgs *a, const Geometry *g, const Tile *t, BackwardHead head,
@@ -517,7 +536,7 @@ static void add_chunks(const FlashArgs *a, const Geometry *g, BackwardHead head,
     }
 }
 
-static void flash_backward(const FlashArgs *a) {
+static void tiles_backward(const FlashArgs *a) {
     const Geometry g = geometry(a, 1);
     find_limits(a, &g);
 #pragma omp parallel num_threads(a->n_threads)
@@ -547,10 +566,5 @@ static void flash_backward(const FlashArgs *a) {
         }
     }
 }
-
-#ifdef FLEX_RUNTIME /* what the host looks for in the compiled object */
-extern const FlashKernel flash_kernel;
-const FlashKernel flash_kernel = {flash_workspace, flash_forward, flash_backward};
-#endif
 
 #endif

@@ -22,6 +22,8 @@ typedef struct FlashArgs {
     int B, H, Tq, Tk, D;
     float scale;
     int offset;    /* position of query 0 */
+    int first;     /* position of key 0 */
+    int lse_rows;  /* from one head's lse to the next; Tq but for a document's */
     int n_threads; /* changes the speed, never a bit of the result */
     int tile_rows; /* flash_tile_rows(Tq) */
     int dense;     /* visit every tile and test every cell, whatever lo, hi or plan know */
@@ -33,6 +35,12 @@ typedef struct FlashArgs {
     const uint64_t *visit, *partial;
     int plan_b, plan_h, plan_words; /* rows to the next b and h; words a row, one row a tile row */
     const void *env;                /* FlexEnv: the arrays that expressions name */
+
+    /* Documents: rows offsets[d] .. offsets[d + 1] - 1 see each other alone (where lo and hi are
+     * given, less). NULL: none. Then Tq = Tk and positions are rows. */
+    const int32_t *offsets; /* (n_docs + 1) */
+    int n_docs, longest;
+    int in_document; /* these are one document's rows: the mask's rest is asked, not the mask */
 
     const float *q, *k, *v;
     float *out, *lse; /* lse (B, H, Tq), natural log */

@@ -9,8 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
 enum { VW = 16, MAX_VECS = 4 }; /* floats a vector; vectors of a row held in registers */
 #elif defined(__AVX2__)
 enum { VW = 8, MAX_VECS = 2 };
@@ -25,6 +27,35 @@ typedef int32_t VecInt __attribute__((vector_size(4 * VW), aligned(4), may_alias
 
 FLASH_INLINE Vec vec_load(const float *p) { return *(const Vec *)p; }
 FLASH_INLINE void vec_store(float *p, Vec x) { *(Vec *)p = x; }
+
+/* The first n of a vector, all where n is VW or more; zeros beyond, of which nothing is read. */
+FLASH_INLINE Vec vec_load_some(const float *p, int n) {
+    if (n >= VW) return vec_load(p);
+#if defined(__AVX512F__)
+    return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_maskload_ps(p, (__m256i)((VecInt){0, 1, 2, 3, 4, 5, 6, 7} < n));
+#else
+    Vec x = {0};
+    for (int i = 0; i < n; i++) x[i] = p[i];
+    return x;
+#endif
+}
+
+FLASH_INLINE void vec_store_some(float *p, Vec x, int n) {
+    if (n >= VW) {
+        vec_store(p, x);
+        return;
+    }
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(p, (__m256i)((VecInt){0, 1, 2, 3, 4, 5, 6, 7} < n), (__m256)x);
+#else
+    for (int i = 0; i < n; i++) p[i] = x[i];
+#endif
+}
+
 FLASH_INLINE Vec vec_all(float x) { return x - (Vec){0}; }
 
 /* Where a is NaN the result is either of both: a NaN score comes out of the exponential anyway. */

@@ -168,11 +168,15 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
  *   typedef struct FlexEnv { const int *array[8]; int length[8]; } FlexEnv;
  *   #define FLEX_HAS_SCORE 0|1
  *   #define FLEX_HAS_MASK 0|1
+ *   #define FLEX_BY_DOCUMENT 0|1
+ *   #define FLEX_HAS_REST 0|1
  *   static inline float flex_score(float score, int b, int h, int q, int k, const FlexEnv *env);
  *   static inline float flex_score_grad(float score, int b, int h, int q, int k,
  *                                       const FlexEnv *env);       d flex_score / d score
  *   static inline int flex_mask(int b, int h, int q, int k, const FlexEnv *env);         0 or 1
- * whatever of them the program has (all three are defined always: score itself, 1 and 1 stand in).
+ *   static inline int flex_rest(int b, int h, int q, int k, const FlexEnv *env);
+ *       flex_mask inside a document, where FLEX_BY_DOCUMENT
+ * whatever of them the program has (all are defined always: score itself, 1, 1 and 1 stand in).
  * They are branch-free and call no library, so that a loop over k vectorises:
  *   for (int k = k0; k < k1; k++) s[k - k0] = flex_score(s[k - k0], b, h, q, k, env);
  * at -O3 -fno-math-errno -fno-trapping-math. So does one over flex_mask that stores floats (ints

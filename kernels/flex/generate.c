@@ -191,12 +191,13 @@ char *flex_prelude(const FlexProgram *p) {
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     CHECK(out, "no memory for generated code");
-    const bool score = p && p->score, mask = p && p->mask;
+    const bool score = p && p->score, mask = p && p->mask, by_document = p && p->by_document;
     fputs(flex_math_text, out);
     fprintf(out,
             "\ntypedef struct FlexEnv {\n    const int *array[8];\n    int length[8];\n} FlexEnv;\n"
-            "\n#define FLEX_HAS_SCORE %d\n#define FLEX_HAS_MASK %d\n",
-            score, mask);
+            "\n#define FLEX_HAS_SCORE %d\n#define FLEX_HAS_MASK %d\n"
+            "#define FLEX_BY_DOCUMENT %d\n#define FLEX_HAS_REST %d\n",
+            score, mask, by_document, by_document && p->rest);
     const char *const arguments = "int b, int h, int q, int k, const FlexEnv *env)";
     char head[160];
     snprintf(head, sizeof head, "static inline float flex_score(float score, %s", arguments);
@@ -205,6 +206,8 @@ char *flex_prelude(const FlexProgram *p) {
     print_function(out, head, score ? p->grad : NULL, score ? "0.0f" : "1.0f");
     snprintf(head, sizeof head, "static inline int flex_mask(%s", arguments);
     print_function(out, head, mask ? p->mask : NULL, "1");
+    snprintf(head, sizeof head, "static inline int flex_rest(%s", arguments);
+    print_function(out, head, by_document ? p->rest : NULL, "1");
     CHECK(fclose(out) == 0 && text, "no memory for generated code");
     return text;
 }
