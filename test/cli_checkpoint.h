@@ -35,7 +35,7 @@ static inline void same_tensors(void **state, const char *run, const char *other
     snprintf(name, sizeof name, "%s/checkpoints/last.safetensors", other);
     if (st_open(scratch_path(state, name, path), &b, &e)) fail_msg("%s", e.text);
     assert_int_equal(a.n, b.n);
-    assert_true(a.n > 60); /* parameters and moments */
+    assert_true(a.n > 30); /* parameters and moments */
     for (int i = 0; i < a.n; i++) {
         const StEntry *t = st_find(&b, a.entry[i].name);
         assert_non_null(t);
