@@ -207,8 +207,8 @@ const IceEvent *ice_data_event(const IceData *d, IceReader *r, bool held_out, ui
         fault = "its direction is unknown, which training needs";
     }
     err_set(e,
-            "event %lld of batch %d is damaged: %s; convert that batch file again, or leave "
-            "damaged events out with --skip-bad",
+            "event %lld of batch %d is damaged: %s; mend or remove that batch, or leave damaged "
+            "events out with --skip-bad",
             (long long)npy_int(&span->shard->event_id, i), span->shard->number, fault);
     return NULL;
 }

@@ -67,7 +67,39 @@ const AttnBackend *attn_find(const char *name) {
 
 /* ---- the op ---- */
 
+/* Packed: q, k and v are the thirds of each row of one tensor, and so are their gradients. */
+static AttnArgs packed_args(const OpCall *o) {
+    const Tensor *qkv = o->in[0], *out = o->out[0];
+    const int64_t T = qkv->shape[1], C = qkv->shape[2] / 3, D = C / o->attr.heads;
+    const size_t third = (size_t)C * dtype_size(qkv->dtype);
+    const AttnStride rows = {3 * T * C, 3 * C, D};
+    const char *q = qkv->data;
+    char *dq = qkv->grad;
+    return (AttnArgs){.B = (int)qkv->shape[0],
+                      .H = o->attr.heads,
+                      .Tq = (int)T,
+                      .Tk = (int)T,
+                      .D = (int)D,
+                      .dtype = qkv->dtype,
+                      .scale = o->attr.scale,
+                      .mask = o->attr.mask,
+                      .q = q,
+                      .k = q ? q + third : NULL,
+                      .v = q ? q + 2 * third : NULL,
+                      .qs = rows,
+                      .ks = rows,
+                      .vs = rows,
+                      .os = {T * C, C, D},
+                      .out = out->data,
+                      .lse = o->saved[0]->data,
+                      .dout = out->grad,
+                      .dq = dq,
+                      .dk = dq ? dq + third : NULL,
+                      .dv = dq ? dq + 2 * third : NULL};
+}
+
 AttnArgs attention_args(const OpCall *o) {
+    if (o->n_in == 1) return packed_args(o);
     const Tensor *q = o->in[0], *k = o->in[1], *v = o->in[2], *out = o->out[0];
     const int64_t Tq = q->shape[1], H = q->shape[2], D = q->shape[3], Tk = k->shape[1];
     const AttnStride queries = {Tq * H * D, H * D, D}, keys = {Tk * H * D, H * D, D};

@@ -213,6 +213,18 @@ Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rop
     return (Qkv){o.out[0], o.out[1], o.out[2]};
 }
 
+/* A dry context counts the backend's workspace. */
+static Tensor *attend(Ctx *c, OpCall *o) {
+    if (c->dry && c->attn) {
+        AttnArgs a = attention_args(o);
+        const size_t forward = c->attn->workspace(c, &a, false),
+                     backward = c->attn->workspace(c, &a, true);
+        ctx_workspace(c, forward > backward || !c->recording ? forward : backward);
+    }
+    run(c, o);
+    return o->out[0];
+}
+
 Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale) {
     OpCall o = {.op = OP_ATTENTION, .in = {q, k, v}, .n_in = 3, .n_out = 1};
     need_dtype(&o, c->dtype);
@@ -227,14 +239,21 @@ Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, 
     o.attr.offset = (int)(k->shape[1] - q->shape[1]);
     o.saved[0] = output(c, &o, 3, (int64_t[]){q->shape[0], q->shape[2], q->shape[1]});
     o.out[0] = output(c, &o, 3, (int64_t[]){q->shape[0], q->shape[1], q->shape[2] * q->shape[3]});
-    if (c->dry && c->attn) {
-        AttnArgs a = attention_args(&o);
-        size_t forward = c->attn->workspace(c, &a, false),
-               backward = c->attn->workspace(c, &a, true);
-        ctx_workspace(c, forward > backward || !c->recording ? forward : backward);
-    }
-    run(c, &o);
-    return o.out[0];
+    return attend(c, &o);
+}
+
+Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, float scale) {
+    OpCall o = {.op = OP_ATTENTION, .in = {qkv}, .n_in = 1, .n_out = 1};
+    need_dtype(&o, c->dtype);
+    NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0, qkv);
+    NEED(o, qkv->shape[1] <= mask->T, qkv);
+    const int64_t B = qkv->shape[0], T = qkv->shape[1], C = qkv->shape[2] / 3;
+    o.attr.heads = n_heads;
+    o.attr.scale = scale;
+    o.attr.mask = mask;
+    o.saved[0] = output(c, &o, 3, (int64_t[]){B, n_heads, T});
+    o.out[0] = output(c, &o, 3, (int64_t[]){B, T, C});
+    return attend(c, &o);
 }
 
 /* ---- key and value caches ---- */
@@ -306,9 +325,9 @@ double op_flops(const OpCall *o, bool backward) {
             return 2.0 * (double)tensor_rows(x) * (double)tensor_numel(w) *
                    (backward ? products : 1);
         case OP_ATTENTION: {
-            const int64_t *q = x->shape; /* forward: q k' and p v; backward: five such products */
-            double pairs = mask_visible(o->attr.mask, (int)q[1], (int)w->shape[1], o->attr.offset);
-            return (backward ? 10.0 : 4.0) * (double)(q[0] * q[2] * q[3]) * pairs;
+            const AttnArgs a = attention_args(o); /* q k' and p v; backward: five such products */
+            const double pairs = mask_visible(a.mask, a.Tq, a.Tk, a.offset);
+            return (backward ? 10.0 : 4.0) * a.B * a.H * a.D * pairs;
         }
         default:
             return 0;

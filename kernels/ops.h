@@ -41,7 +41,6 @@
     X(GELU, gelu)                         \
     X(RELU, relu)                         \
     X(DROPOUT, dropout)                   \
-    X(SPLIT_HEADS, split_heads)           \
     X(SEGMENT_MEAN, segment_mean)         \
     X(SEGMENT_MAX, segment_max)           \
     X(SEGMENT_FIRST, segment_first)       \
@@ -162,6 +161,11 @@ Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rop
  * lse (B, H, Tq). Backward overwrites; the tape adds where q, k or v had a gradient before. */
 Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale);
 
+/* The same of packed projections, which need no norm and no rotation, read where they are: qkv (B,
+ * T, 3 C), a row being q, k, v, each (H, D) -> (B, T, C). attr: heads, scale, mask. saved: lse (B,
+ * H, T). */
+Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, float scale);
+
 /* x + gate y, the gate in part `part` of mod (B, F, n C), shared by a frame's tokens. x, y (B, T,
  * C) -> (B, T, C). In backward x's gradient may be the very buffer of the output's: then there is
  * nothing to do for x. attr: part. */
@@ -213,10 +217,6 @@ Tensor *op_relu(Ctx *c, Tensor *x);
  * calls of one step must have different layers (0 .. 2^24 - 1). 0 <= p < 1; where p is 0 or the
  * context is not recording, x itself is returned. attr: p, seed, step, layer. */
 Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer);
-
-/* Splits packed projections with no norm and no rotation: qkv (B, T, 3 C) as q, k, v each (H, D) ->
- * three (B, T, H, D). attr: heads. */
-Qkv op_split_heads(Ctx *c, Tensor *qkv, int n_heads);
 
 /* The mean, the largest per column (the first one of equals gets the gradient), or the first of
  * each segment's rows: x (N, C), offsets (M + 1) -> (M, C). saved by max: int32 (M, C), the row

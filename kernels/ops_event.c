@@ -76,17 +76,6 @@ Tensor *op_unit_vector(Ctx *c, Tensor *x) {
     return map(c, &o);
 }
 
-Qkv op_split_heads(Ctx *c, Tensor *qkv, int n_heads) {
-    OpCall o = {.op = OP_SPLIT_HEADS, .in = {qkv}, .n_in = 1, .n_out = 3, .attr.heads = n_heads};
-    need_dtype(&o, c->dtype);
-    NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0, qkv);
-    const int64_t H = n_heads, D = qkv->shape[2] / (3 * H);
-    for (int j = 0; j < 3; j++)
-        o.out[j] = output(c, &o, 4, (int64_t[]){qkv->shape[0], qkv->shape[1], H, D});
-    run(c, &o);
-    return (Qkv){o.out[0], o.out[1], o.out[2]};
-}
-
 Tensor *op_concat(Ctx *c, Tensor *a, Tensor *b) {
     OpCall o = {.op = OP_CONCAT, .in = {a, b}, .n_in = 2, .n_out = 1};
     need_dtype(&o, c->dtype);

@@ -200,9 +200,9 @@ static Tensor *drop(Ctx *c, Dropout *d, Tensor *x) {
 static Tensor *attention(Ctx *c, const IceConfig *g, const IceLayer *w, Tensor *x,
                          const Mask *mask) {
     const float scale = 1.0f / sqrtf((float)(g->d_model / g->n_heads));
-    Qkv a = op_split_heads(c, op_linear(c, x, &w->qkv), g->n_heads); /* 3 (1, N, H, D) */
-    x = op_attention(c, a.q, a.k, a.v, mask, scale);                 /* (1, N, C)      */
-    return op_linear(c, x, &w->out);                                 /* (1, N, C)      */
+    x = op_linear(c, x, &w->qkv);                           /* (1, N, 3C) */
+    x = op_attention_packed(c, x, g->n_heads, mask, scale); /* (1, N, C)  */
+    return op_linear(c, x, &w->out);                        /* (1, N, C)  */
 }
 
 static Tensor *pool(Ctx *c, const Ice *m, const IceInput *in, Tensor *x) {

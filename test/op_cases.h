@@ -109,6 +109,11 @@ static void call_attention(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_attention(c, in[0], in[1], in[2], &masks[k->a], 0.5f); /* a: mask */
 }
 
+static void call_attention_packed(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    c->attn = attn_find("sdpa");
+    out[0] = op_attention_packed(c, in[0], k->b, &masks[k->a], 0.5f); /* a: mask, b: heads */
+}
+
 static void call_gate_add(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_gate_add(c, in[0], in[1], in[2], k->a); /* a: part */
 }
@@ -153,13 +158,6 @@ static void call_relu(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
 
 static void call_dropout(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_dropout(c, in[0], 0.3f, (uint32_t)k->a, (uint32_t)k->b); /* a: step, b: layer */
-}
-
-static void call_split_heads(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
-    Qkv y = op_split_heads(c, in[0], k->a); /* a: heads */
-    out[0] = y.q;
-    out[1] = y.k;
-    out[2] = y.v;
 }
 
 /* The segments' a: rows. */
@@ -288,6 +286,9 @@ static const Case cases[] = {
     {OP_ATTENTION, call_attention, {R(1, 1, 1, 4), R(1, 1, 1, 4), R(1, 1, 1, 4)}, 0, 0},
     {OP_ATTENTION, call_attention, {R(2, 11, 3, 16), R(2, 11, 3, 16), R(2, 11, 3, 16)}, 1, 0},
     {OP_ATTENTION, call_attention, {R(1, 3, 2, 12), R(1, 10, 2, 12), R(1, 10, 2, 12)}, 0, 0},
+    {OP_ATTENTION, call_attention_packed, {R(1, 1, 12)}, 0, 1},
+    {OP_ATTENTION, call_attention_packed, {R(2, 11, 3 * 48)}, 1, 3},
+    {OP_ATTENTION, call_attention_packed, {R(1, 10, 3 * 40)}, 0, 2},
     {OP_GATE_ADD, call_gate_add, {R(1, 1, 1), R(1, 1, 1), R(1, 1, 1)}, 0, 0},
     {OP_GATE_ADD, call_gate_add, {R(2, 15, 17), R(2, 15, 17), R(2, 5, 51)}, 2, 0},
     {OP_GATE_ADD, call_gate_add, {R(1, 77, 130), R(1, 77, 130), R(1, 7, 130)}, 0, 0},
@@ -313,9 +314,6 @@ static const Case cases[] = {
     {OP_DROPOUT, call_dropout, {R(1)}, 3, 0},
     {OP_DROPOUT, call_dropout, {R(3, 5, 7)}, 0, 1},
     {OP_DROPOUT, call_dropout, {R(3, 3001)}, 1000, 77},
-    {OP_SPLIT_HEADS, call_split_heads, {R(1, 1, 3)}, 1, 0},
-    {OP_SPLIT_HEADS, call_split_heads, {R(2, 7, 90)}, 3, 0},
-    {OP_SPLIT_HEADS, call_split_heads, {R(1, 131, 192)}, 4, 0},
     {OP_SEGMENT_MEAN, call_segment_mean, {R(1, 1), O(2)}, 1, 0},
     {OP_SEGMENT_MEAN, call_segment_mean, {R(1, 37, 5), O(8)}, 37, 0},
     {OP_SEGMENT_MEAN, call_segment_mean, {R(401, 33), O(71)}, 401, 0},

@@ -245,6 +245,7 @@ static void damaged_events_are_named_or_left_out(void **state) {
     for (int i = 0; i < 64; i++) {
         const IceLabel *label = &s.part[0].label[i];
         assert_int_equal(label->known, label->event_id != 3007);
+        assert_int_equal(label->track, -1);
         if (!label->known) assert_true(label->direction[0] == 0 && label->direction[2] == 0);
     }
     ice_step_free(&s);
@@ -366,6 +367,46 @@ static void equal_events_are_in_order(void **state) {
     ice_data_close(&d);
 }
 
+/* The largest event that Kaggle has, beside one of a single pulse. */
+static void an_event_of_178000_pulses_goes_through(void **state) {
+    enum { MANY = 178000 };
+    char folder[SCRATCH_PATH];
+    int16_t *sensor = malloc((MANY + 1) * sizeof *sensor);
+    int32_t *time = malloc((MANY + 1) * sizeof *time);
+    float *charge = malloc((MANY + 1) * sizeof *charge);
+    uint8_t *auxiliary = calloc(MANY + 1, 1);
+    assert_true(sensor && time && charge && auxiliary);
+    for (int p = 0; p <= MANY; p++) {
+        sensor[p] = (int16_t)(p % ICE_SENSORS);
+        time[p] = p;
+        charge[p] = 1.0f;
+    }
+    ShardArrays a = {
+        2,    MANY + 1, (int64_t[]){7, 8}, (int64_t[]){0, MANY, MANY + 1}, (float[4]){0}, sensor,
+        time, charge,   auxiliary};
+    Err e = {""};
+    scratch_path(state, "large", folder);
+    if (shard_write(folder, 1, &a, &e) || geometry_write(folder, &e)) fail_msg("%s", e.text);
+    void *own = folder;
+    IceData d;
+    IceStepBatch s = {0};
+    open_data(&d, options(&own, "all"));
+    IceCollate how = {d.xyz, 3e4, 2048, 0};
+    assert_int_equal(ice_step_make(&s, &d, true, 0, 2, 8192, &how, false, NULL), 0);
+    assert_int_equal(s.n_parts, 2);
+    assert_int_equal(s.part[0].N, 1);
+    assert_int_equal(s.part[1].M, 2048);
+    assert_int_equal(s.part[1].label[0].n_pulses, MANY);
+    assert_int_equal(s.part[1].label[0].n_doms, ICE_SENSORS);
+    assert_int_equal(s.part[1].sensor[2047], 2047); /* the sensors were hit by number */
+    ice_step_free(&s);
+    ice_data_close(&d);
+    free(sensor);
+    free(time);
+    free(charge);
+    free(auxiliary);
+}
+
 static void the_simulator_is_endless(void **state) {
     (void)state;
     IceData d;
@@ -438,6 +479,7 @@ int main(void) {
         cmocka_unit_test(steps_of_nothing_but_damage),
         cmocka_unit_test(parts_are_bounded_and_whole),
         cmocka_unit_test(equal_events_are_in_order),
+        cmocka_unit_test(an_event_of_178000_pulses_goes_through),
         cmocka_unit_test(the_simulator_is_endless),
         cmocka_unit_test(memory_is_kept_from_step_to_step),
     };

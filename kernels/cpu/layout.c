@@ -125,27 +125,6 @@ void ISA_FN(drop_registers_backward)(Ctx *c, const OpCall *o) {
     }
 }
 
-void ISA_FN(split_heads_forward)(Ctx *c, const OpCall *o) {
-    const int64_t rows = tensor_rows(o->in[0]), C = tensor_cols(o->in[0]) / 3;
-#pragma omp parallel for num_threads(c->n_threads) if (rows * C >= PARALLEL_FROM)
-    for (int64_t r = 0; r < rows; r++)
-        for (int j = 0; j < 3; j++)
-            memcpy((float *)o->out[j]->data + r * C,
-                   (const float *)o->in[0]->data + (3 * r + j) * C, sizeof(float) * (size_t)C);
-}
-
-void ISA_FN(split_heads_backward)(Ctx *c, const OpCall *o) {
-    const int64_t rows = tensor_rows(o->in[0]), C = tensor_cols(o->in[0]) / 3;
-    const bool add = o->in[0]->grad_set;
-#pragma omp parallel for num_threads(c->n_threads) if (rows * C >= PARALLEL_FROM)
-    for (int64_t r = 0; r < rows; r++)
-        for (int k = 0; k < 3; k++) {
-            const float *dy = (const float *)o->out[k]->grad + r * C;
-            float *dx = (float *)o->in[0]->grad + (3 * r + k) * C;
-            for (int64_t j = 0; j < C; j++) put(&dx[j], dy[j], add);
-        }
-}
-
 void ISA_FN(pad_forward)(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]);
     const int64_t C = tensor_cols(o->out[0]);

@@ -89,20 +89,6 @@ static void FN(dropout_backward)(const OpCall *o) {
     for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) dx[i] += dy[i] * FN(dropout_factor)(o, i);
 }
 
-static void FN(split_heads_forward)(const OpCall *o) {
-    const int64_t C = tensor_cols(o->in[0]) / 3;
-    const REAL *x = o->in[0]->data;
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++)
-        ((REAL *)o->out[i / C % 3]->data)[i / (3 * C) * C + i % C] = x[i];
-}
-
-static void FN(split_heads_backward)(const OpCall *o) {
-    const int64_t C = tensor_cols(o->in[0]) / 3;
-    REAL *dx = FN(grad)(o->in[0]);
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++)
-        dx[i] += ((REAL *)o->out[i / C % 3]->grad)[i / (3 * C) * C + i % C];
-}
-
 static void FN(concat_forward)(const OpCall *o) {
     const int64_t C = tensor_cols(o->in[0]), K = tensor_cols(o->in[1]);
     const REAL *a = o->in[0]->data, *b = o->in[1]->data;
