@@ -22,9 +22,9 @@ typedef struct Program {
     Ice dom; /* one of these two is the model */
     IceFlat flat;
     IceStepBatch ahead[LOADER_BUFFERS]; /* what the loader's buffers point to */
-    IceStepBatch now;                   /* of the plan, of evaluation and prediction ... */
-    IceStepBatch *first;                /* ... and this points to it, as a buffer would */
-    int64_t n_bad;                      /* damaged events left out so far */
+    IceStepBatch now;     /* of the plan, of evaluation and prediction; and as a buffer */
+    IceStepBatch *buffer; /* would have it: points there */
+    int64_t n_bad;        /* damaged events left out so far */
 } Program;
 
 static int options(void *self, Option *row) {
@@ -197,15 +197,14 @@ static int shapes(void *self, const void *first, AttnArgs *shape) {
 static const void *first_batch(void *self, Err *e) {
     Program *p = self;
     const IceSettings *s = &p->s;
-    p->first = &p->now;
     if (!s->train.use)
         return ice_step_make(&p->now, &p->data, false, 0, s->train.batch, s->max_pulses, &p->how,
                              false, e)
                    ? NULL
-                   : &p->first;
+                   : &p->buffer;
     for (int64_t i = 0; i < p->data.n_held; i++) {
         if (make_held_out(p, (uint64_t)i, 1, e)) return NULL;
-        if (p->now.n_parts) return &p->first;
+        if (p->now.n_parts) return &p->buffer;
     }
     err_set(e, "%s: no event that can be read; the first: %s", s->data, p->now.first_bad.text);
     return NULL;
@@ -279,7 +278,7 @@ static int infer(Program *p, int64_t count, IceOutcome **o, int64_t *n, Err *e) 
     if (!*o) return err_set(e, "no memory for the outcomes of %" PRId64 " events", count);
     p->t.c.recording = false;
     for (int64_t at = 0; at < count && !status && !interrupted(); at += most) {
-        TrainPart part = {.batch = &p->first};
+        TrainPart part = {.batch = &p->buffer};
         status = make_held_out(p, (uint64_t)at, (int)(count - at < most ? count - at : most), e);
         if (!status) name_bad(p, &p->now);
         for (; !status && part.i < p->now.n_parts; part.i++)
@@ -453,6 +452,7 @@ static int open_run(void *self, Err *e) {
     if (mask_init_documents(&p->event_mask, r->mask, r->score, H, e)) return -1;
     mask_set_build(&p->dom_mask, p->t.cache, NULL);
     mask_set_build(&p->event_mask, p->t.cache, NULL);
+    p->buffer = &p->now;
     fill_in(p);
     return 0;
 }
