@@ -206,7 +206,7 @@ static const void *first_batch(void *self, Err *e) {
         if (make_held_out(p, (uint64_t)i, 1, e)) return NULL;
         if (p->now.n_parts) return &p->buffer;
     }
-    err_set(e, "%s: no event that can be read; the first: %s", s->data, p->now.first_bad.text);
+    err_set(e, "%s: no event that can be read; the last: %s", s->data, p->now.first_bad.text);
     return NULL;
 }
 
@@ -309,6 +309,17 @@ static int report(Program *p, int64_t step, const IceScore *score, const IceOutc
     return 0;
 }
 
+/* Reads what evaluations will read: a damaged event shows before the first step. */
+static int check_held_out(Program *p, Err *e) {
+    const int64_t count = held_out_events(p);
+    int64_t n = 0;
+    for (int64_t i = 0; i < count && !interrupted(); i++, n += p->now.n_events)
+        if (make_held_out(p, (uint64_t)i, 1, e)) return -1;
+    if (n || interrupted()) return 0;
+    return err_set(e, "%s: no held-out event that can be read; the last: %s", p->s.data,
+                   p->now.first_bad.text);
+}
+
 static int evaluate(void *self, int64_t step, double *held_out, Err *e) {
     Program *p = self;
     IceOutcome *o;
@@ -316,7 +327,7 @@ static int evaluate(void *self, int64_t step, double *held_out, Err *e) {
     const double t0 = now_s();
     int status = infer(p, held_out_events(p), &o, &n, e);
     const double rate = (double)n / (now_s() - t0);
-    if (!status && !n) status = err_set(e, "no held-out event could be read; see above");
+    if (!status && !n && !interrupted()) status = err_set(e, "no held-out event is left");
     if (!status && !interrupted()) {
         IceScore score;
         ice_score(&score, o, n);
@@ -454,7 +465,7 @@ static int open_run(void *self, Err *e) {
     mask_set_build(&p->event_mask, p->t.cache, NULL);
     p->buffer = &p->now;
     fill_in(p);
-    return 0;
+    return !r->use && r->eval_every && !p->data.sim ? check_held_out(p, e) : 0;
 }
 
 static void close_run(void *self) {

@@ -113,6 +113,7 @@ static void events(void **state) {
         {no_direction, "event 2005|direction", false},
         {falling_offsets, "batch_2/offsets.npy", true},
     };
+    char *out;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cli_shard(state, "data", 2, bad[i].spoil);
         cli_shard(state, "data", 3, NULL);
@@ -121,15 +122,31 @@ static void events(void **state) {
                             "3-4", "--out", "@bad"),
                     bad[i].words);
         if (bad[i].at_open) continue;
-        char *out = cli_good(cli_run(state, CLI_SMALL, "--batch", "24", "--data", "@data",
-                                     "--held-out", "3-4", "--skip-bad", "--out", "@skipped"));
+        out = cli_good(cli_run(state, CLI_SMALL, "--batch", "24", "--data", "@data", "--held-out",
+                               "3-4", "--skip-bad", "--out", "@skipped"));
         assert_says(out, "left out   ");
         assert_says(out, "event 2005");
         assert_says(out, "4 times an event was left out"); /* once a pass, four steps */
         free(out);
     }
     assert_false(cli_exists(state, "bad/checkpoints/last.safetensors"));
-    /* evaluation and prediction */
+    cli_shard(state, "data", 2, nan_charge);
+    /* held out: before the first step. Later than that: what was trained is kept */
+    cli_refused(cli_run(state, CLI_SMALL, "--data", "@data", "--held-out", "2", "--eval-every", "4",
+                        "--eval-events", "24", "--out", "@bad"),
+                "batch 2|event 2005");
+    assert_false(cli_exists(state, "bad/run.json"));
+    cli_shard(state, "data", 2, no_such_sensor);
+    Cli r = cli_run(state, CLI_SMALL, "--data", "@data", "--steps", "30", "--save-every", "30",
+                    "--seed", "1", "--out", "@later");
+    assert_says(r.out, "stopped after step ");
+    assert_says(r.out, "--resume");
+    cli_refused(r, "event 2005");
+    out = cli_good(cli_run(state, "--resume", "@later", "--skip-bad", "--threads", "2"));
+    assert_says(out, "resumed ");
+    assert_says(out, "step    30/30");
+    free(out);
+    /* prediction */
     free(cli_good(
         cli_run(state, CLI_SMALL, "--steps", "1", "--save-every", "1", "--out", "@model")));
     cli_shard(state, "damaged", 2, two_bad);
@@ -137,8 +154,8 @@ static void events(void **state) {
     cli_refused(cli_run(state, "--predict", last, "--data", "@damaged", "--csv", "@bad.csv"),
                 "event 2005|--skip-bad");
     assert_false(cli_exists(state, "bad.csv"));
-    char *out = cli_good(cli_run(state, "--predict", last, "--data", "@damaged", "--csv",
-                                 "@good.csv", "--skip-bad", "--threads", "2"));
+    out = cli_good(cli_run(state, "--predict", last, "--data", "@damaged", "--csv", "@good.csv",
+                           "--skip-bad", "--threads", "2"));
     assert_says(out, "22 events");
     assert_says(out, "2 times an event was left out");
     free(out);
