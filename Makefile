@@ -20,7 +20,7 @@ CFLAGS   := -O3 -g -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fas
 LDLIBS   := -ldnnl -lcjson -ldl -lm
 BUILD    := build/release
 BIN      := .
-PACKAGES := gcc make libc6-dev libdnnl-dev libcjson-dev libstb-dev libcmocka-dev clang-format python3
+PACKAGES := gcc make libc6-dev libdnnl-dev libcjson-dev libstb-dev libcmocka-dev clang-format python3 python3-venv
 PYTHON   := python3
 GOLDEN   := ../shared/golden# fixtures of the originals; tested where they are there
 
@@ -86,6 +86,7 @@ endif
 
 deps:
 	@dev/deps $(PACKAGES)
+	@dev/deps_python build/python data/requirements.txt
 
 test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)

@@ -62,7 +62,7 @@ class Bad(Exception):
 def parquet_errors(path):
     try:
         yield
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise Bad(f"{path}: cannot be read as parquet ({str(e).strip().splitlines()[0]}); "
                   "copy it anew") from e
 
@@ -113,8 +113,7 @@ def read_geometry(path):
             raise Bad(f"{path}: line {line} has sensor {sensor}{' a second time' * again}; "
                       f"expected is each of 0..{SENSORS - 1} once")
         if not np.isfinite(np.float32(position)).all():
-            raise Bad(f"{path}: line {line}: the position of sensor {sensor} is not finite: "
-                      f"{position}")
+            raise Bad(f"{path}: line {line}: sensor {sensor}'s position is not finite: {position}")
         xyz[sensor] = position
     lost = np.flatnonzero(np.isnan(xyz[:, 0]))
     if len(lost):
@@ -161,8 +160,8 @@ class Part:
     def tasks(self, wanted, out, skip_bad):
         """Yields what a process needs to convert a batch, as soon as all its rows are read."""
         doubled = self.doubled()
-        left = {number: self.events[number] for number in wanted}
-        pieces = {number: [] for number in wanted}
+        left = {number: n for number, n in self.events.items() if number in wanted}
+        pieces = {number: [] for number in left}
         for rows in read_rows(self.meta, self.columns):
             for number in np.unique(rows["batch_id"]).tolist():
                 if number not in pieces:
@@ -177,7 +176,7 @@ class Part:
                     yield Task(number, self.batch(number), self.meta.name, events, doubled, out,
                                skip_bad)
             if not pieces:
-                return
+                break
 
 
 class Task(NamedTuple):
@@ -260,8 +259,7 @@ def find_pulse_faults(rows, faults):
 
 def write_pulses(path, folder, left_out, faults):
     """All pulses but those of the events left out. Returns the runs of equal event_id as ids and
-    starts, one start more (the number of pulses). With faults, what was written is worth
-    nothing."""
+    starts, one start more (the number of pulses). With faults, the files are worth nothing."""
     files = {name: NpyWriter(folder / f"{name}.npy", dtype) for name, dtype in PULSE_FILES.items()}
     ids, starts, n, last = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0, None
     for rows in read_rows(path, PULSE_COLUMNS):
@@ -288,13 +286,14 @@ def find_event_faults(task, run_ids, run_starts, faults):
     """Compares the table of events with where the pulses really are."""
     events, n = task.events, run_starts[-1]
     ids, first, last = (events[c] for c in ("event_id", "first_pulse_index", "last_pulse_index"))
-    order = np.argsort(run_ids, kind="stable")
-    by_id = np.append(run_ids[order], 0)  # one more, so that any search has a place
-    at = np.searchsorted(by_id[:-1], ids)
-    here = (at < len(run_ids)) & (by_id[at] == ids)
+    order = np.argsort(run_ids)
+    by_id = run_ids[order]
+    at = np.searchsorted(by_id, ids)
+    here = np.append(by_id, 0)[at] == ids  # each search has a place, also one past the last
+    here[at == len(by_id)] = False
     run = np.append(order, 0)[at]
-    start, end = (run_starts[run], run_starts[np.minimum(run + 1, len(run_ids))] - 1)
-    scattered = run_ids[order][1:][run_ids[order][1:] == run_ids[order][:-1]]
+    start, end = run_starts[run], run_starts[np.minimum(run + 1, len(run_ids))] - 1
+    scattered = by_id[1:][by_id[1:] == by_id[:-1]]
 
     def blame(wrong, clause):
         for i in np.flatnonzero(wrong):
@@ -329,8 +328,7 @@ def directions(events):
 
 def name_faults(faults):
     named = [f"event {event} ({faults[event]})" for event in sorted(faults)[:NAMED]]
-    more = len(faults) - len(named)
-    return ", ".join(named) + (f" and {more} more" if more else "")
+    return ", ".join(named) + (f" and {len(faults) - NAMED} more" if len(faults) > NAMED else "")
 
 
 def convert_batch(task, folder):
@@ -388,8 +386,8 @@ def finish_batch(task):
         with contextlib.suppress(OSError):
             remove_shard(half)
         raise e if isinstance(e, Bad) else Bad(
-            f"{e.filename or half}: {e.strerror}; nothing of this batch was kept, and the same "
-            "command goes on once that is mended") from e
+            f"{e.filename or half}: {e.strerror}; nothing of this batch was kept; the same command "
+            "goes on once that is mended") from e
 
 
 def lock(path, how):
@@ -432,6 +430,7 @@ def processes(jobs, out):
         signal.signal(signal.SIGINT, on_interrupt)
         yield pipes.copy()
     except BaseException:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience must not stop the tidying up
         for process in crew:
             process.terminate()
         raise
@@ -446,8 +445,8 @@ class Progress:
     """A bar on a terminal, else a line a file; both on stderr."""
 
     def __init__(self, files, events):
-        self.files, self.events, self.pulses = files, events, 0
-        self.done_files = self.done_events = 0
+        self.files, self.events = files, events
+        self.done_files = self.done_events = self.kept_events = self.kept_pulses = 0
         self.begin, self.tty = time.monotonic(), sys.stderr.isatty()
 
     def rate(self):
@@ -456,7 +455,8 @@ class Progress:
     def step(self, task, events, pulses):
         self.done_files += 1
         self.done_events += len(task.events["event_id"])
-        self.pulses += pulses
+        self.kept_events += events
+        self.kept_pulses += pulses
         left = round((self.events - self.done_events) / self.rate())
         eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         text = f"{self.done_files} of {self.files} files, {self.rate():.0f} events/s, {eta}"
@@ -510,8 +510,8 @@ def find_parts(folder):
         raise Bad(f"{folder}: there is neither train_meta.parquet nor test_meta.parquet; expected "
                   "is the folder that Kaggle's archive unpacks to")
     parts = [Part(folder, name) for name in found]
-    both = set.intersection(*(set(part.events) for part in parts)) if len(parts) > 1 else None
-    if both:
+    both = set(parts[0].events) & set(parts[-1].events)
+    if len(parts) > 1 and both:
         raise Bad(f"{folder}: batch {min(both)} is in {parts[0].meta.name} and in "
                   f"{parts[1].meta.name}; expected is a number of its own for each batch")
     return parts
@@ -538,8 +538,7 @@ class Parser(argparse.ArgumentParser):
 def parse_options():
     parser = Parser(description="Turns Kaggle's parquet files into shards for train_icecube.")
     parser.add_argument("folder", metavar="IN", type=Path,
-                        help="sensor_geometry.csv, train_meta.parquet and train/, or the same of "
-                             "test, or both")
+                        help="sensor_geometry.csv, and train_meta.parquet with train/ or test's")
     parser.add_argument("out", metavar="OUT", type=Path, help="the shards; made where missing")
     parser.add_argument("--batches", metavar="LIST", help="only these, such as 1-5,7")
     parser.add_argument("--skip-bad", action="store_true", help="leave damaged events out")
@@ -557,12 +556,11 @@ def convert(options):
     parts = find_parts(folder)
     chosen = choose_batches(options.batches, {k for part in parts for k in part.events})
     todo = [k for k in chosen if not (out / f"batch_{k}" / "done").exists()]
-    for part in parts:
-        for number in set(todo) & set(part.events):
-            if not part.batch(number).is_file():
-                raise Bad(f"{part.batch(number)}: there is no such file, but {part.meta.name} has "
-                          f"{part.events[number]} events of it; fetch it, or choose others with "
-                          "--batches")
+    for part, number in ((part, k) for part in parts for k in todo if k in part.events):
+        if not part.batch(number).is_file():
+            raise Bad(f"{part.batch(number)}: there is no such file, but {part.meta.name} has "
+                      f"{part.events[number]} events of it; fetch it, or choose others with "
+                      "--batches")
     out.mkdir(parents=True, exist_ok=True)
     lock(out, fcntl.LOCK_EX)
     write_geometry(xyz, out)
@@ -572,22 +570,16 @@ def convert(options):
         return
     if len(todo) < len(chosen):
         print(f"{len(chosen) - len(todo)} of {len(chosen)} files are converted already")
-    wanted = [[k for k in todo if k in part.events] for part in parts]
-    events = sum(part.events[k] for part in parts for k in todo if k in part.events)
-    progress = Progress(len(todo), events)
-    tasks = (task for part, numbers in zip(parts, wanted) if numbers
-             for task in part.tasks(numbers, out, options.skip_bad))
+    progress = Progress(len(todo), sum(part.events.get(k, 0) for part in parts for k in todo))
+    tasks = (task for part in parts for task in part.tasks(todo, out, options.skip_bad))
     for note in run_tasks(tasks, min(options.jobs, len(todo)), out, progress):
         print(f"left out: {note}")
-    print(f"{out}: {len(todo)} files, {progress.done_events} events, {progress.pulses} pulses, "
-          f"{progress.rate():.0f} events/s")
+    print(f"{out}: {len(todo)} files, {progress.kept_events} events, {progress.kept_pulses} "
+          f"pulses, {progress.rate():.0f} events/s")
 
 
 def main():
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         convert(parse_options())
     except Bad as e:

@@ -1,11 +1,12 @@
-"""For test_icecube_convert: small folders in Kaggle's layout, good and bad, and an independent look
-at what the converter made.
+"""For test_icecube_convert: small folders in Kaggle's layout, good and bad, and an independent
+look at what the converter made. For measuring it, one with files of Kaggle's size.
 
     make_kaggle.py make FOLDER      FOLDER/good, and FOLDER/NAME for each bad one
     make_kaggle.py check IN OUT     exit status 1 where the shards in OUT are not what IN has
+    make_kaggle.py large FOLDER     4 batches of 200,000 events of 100 pulses; 0.4 GB
 
-The good one has batches 1 and 2 of train, 3 of test, each of 12 events. What is in them follows from
-batch k, event i and pulse j alone; the C side knows the same formulas.
+The good one has batches 1 and 2 of train, 3 of test, each of 12 events. What is in them follows
+from batch k, event i and pulse j alone; the C side knows the same formulas.
 """
 import sys
 from pathlib import Path
@@ -179,6 +180,27 @@ def make(folder):
         (folder / "no-table" / f"{part}_meta.parquet").unlink()
 
 
+def large(folder, batches=4, events=200_000, pulses=100):
+    rng = np.random.default_rng(0)
+    n = events * pulses
+    time = 10_000 + np.sort(rng.exponential(3000, (events, pulses)).astype(int), 1).ravel()
+    table = {"sensor_id": rng.integers(0, SENSORS, n, np.int16), "time": time,
+             "charge": 0.025 * rng.integers(1, 200, n), "auxiliary": rng.random(n) < 0.7}
+    (folder / "train").mkdir(parents=True)
+    for k in range(batches):
+        ids = np.repeat(np.arange(events * k, events * (k + 1)), pulses)
+        pq.write_table(pa.table({**table, "event_id": ids}),
+                       folder / "train" / f"batch_{k}.parquet")
+    event = np.arange(events * batches)
+    start = event % events * pulses
+    pq.write_table(pa.table({"batch_id": event // events, "event_id": event,
+                             "first_pulse_index": start, "last_pulse_index": start + pulses - 1,
+                             "azimuth": 2 * np.pi * rng.random(len(event)),
+                             "zenith": np.pi * rng.random(len(event))}),
+                   folder / "train_meta.parquet")
+    (folder / "sensor_geometry.csv").write_text("\n".join(Kaggle().geometry) + "\n")
+
+
 def check(given, made):
     """Event by event, in the table's order."""
     lines = (given / "sensor_geometry.csv").read_text().split()[1:]
@@ -206,4 +228,4 @@ def check(given, made):
 
 
 if __name__ == "__main__":
-    {"make": make, "check": check}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    {"make": make, "check": check, "large": large}[sys.argv[1]](*map(Path, sys.argv[2:]))

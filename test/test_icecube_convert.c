@@ -253,7 +253,7 @@ static void test_bad_input(void **state) {
         {"@geometry-lost", "5159 sensors, without 77"},
         {"@geometry-doubled", "line 7 has sensor 4 a second time"},
         {"@geometry-unknown", "line 7 has sensor 5160"},
-        {"@geometry-nan", "position of sensor 5 is not finite"},
+        {"@geometry-nan", "sensor 5's position is not finite"},
         {"@geometry-text", "line 7 is not understood"},
         {"@no-charge", "batch_1.parquet: there is no column charge, only sensor_id, time"},
         {"@no-zenith", "train_meta.parquet: there is no column zenith"},

@@ -31,11 +31,19 @@ void ISA_FN(gemm)(Ctx *c, bool ta, bool tb, int64_t M, int64_t N, int64_t K, flo
                   int64_t ldc);
 double ISA_FN(sum_squares)(Ctx *c, const float *x, int64_t n);
 
-/* y (rows, N) = x (rows, K) W' + bias, or (add) y += x W'. W is (N, K), or stored transposed as (K,
- * N); bias (N) or NULL; contiguous. Takes ctx_workspace. A row's result does not depend on the
- * number of threads. */
-void ISA_FN(row_product)(Ctx *c, int64_t rows, int64_t N, int64_t K, const float *x, const float *w,
-                         bool transposed, const float *bias, bool add, float *y);
+/* y (rows, N) = x (rows, K) W' + bias, or (add) y += x W'. All contiguous. Takes ctx_workspace.
+ * Nothing depends on the number of threads. */
+typedef struct RowProduct {
+    int64_t rows, N, K;
+    const float *x, *w; /* W is (N, K), or (transposed) stored as (K, N) */
+    bool transposed;
+    const float *bias; /* (N), or NULL */
+    float *y;
+    bool add;
+    float *sums; /* (K): = or (add_sums) += the column sums of x, on the way; NULL: not wanted */
+    bool add_sums;
+} RowProduct;
+void ISA_FN(row_product)(Ctx *c, const RowProduct *a);
 
 /* dst (cols) = or += the column sums of x (rows, cols): the gradient of a bias. */
 void ISA_FN(sum_rows)(Ctx *c, const float *x, int64_t rows, int64_t cols, float *dst, bool add);

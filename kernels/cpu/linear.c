@@ -2,10 +2,15 @@
 #include "kernels/cpu/cpu.h"
 
 void ISA_FN(linear_forward)(Ctx *c, const OpCall *o) {
-    const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
+    const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2];
     ISA_FN(row_product)
-    (c, rows, N, K, o->in[0]->data, o->in[1]->data, false, o->in[2] ? o->in[2]->data : NULL, false,
-     o->out[0]->data);
+    (c, &(RowProduct){.rows = tensor_rows(x),
+                      .N = w->shape[0],
+                      .K = tensor_cols(x),
+                      .x = x->data,
+                      .w = w->data,
+                      .bias = b ? b->data : NULL,
+                      .y = o->out[0]->data});
 }
 
 /* dW = dy' x sums over all rows. oneDNN's sgemm reads two long matrices with large strides badly
@@ -25,10 +30,21 @@ static void weight_gradient(Ctx *c, const OpCall *o, int64_t rows, int64_t K, in
 }
 
 void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {
-    const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
     const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2];
-    const float *dy = o->out[0]->grad;
-    if (x->grad) ISA_FN(row_product)(c, rows, K, N, dy, w->data, true, NULL, x->grad_set, x->grad);
+    const int64_t rows = tensor_rows(x), K = tensor_cols(x), N = w->shape[0];
+    const RowProduct dx = {.rows = rows,
+                           .N = K,
+                           .K = N,
+                           .x = o->out[0]->grad,
+                           .w = w->data,
+                           .transposed = true,
+                           .y = x->grad,
+                           .add = x->grad_set,
+                           .sums = b ? b->grad : NULL,
+                           .add_sums = b && b->grad_set};
+    if (dx.y)
+        ISA_FN(row_product)(c, &dx);
+    else if (dx.sums)
+        ISA_FN(sum_rows)(c, dx.x, rows, N, dx.sums, dx.add_sums);
     if (w->grad) weight_gradient(c, o, rows, K, N);
-    if (b && b->grad) ISA_FN(sum_rows)(c, dy, rows, N, b->grad, b->grad_set);
 }

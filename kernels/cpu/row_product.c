@@ -123,14 +123,22 @@ static const Product *find(OneDnn *s, const Key *k, int n_threads) {
     return &t->entry[at];
 }
 
-/* Block after block; only addresses change. */
-static void run_blocks(Ctx *c, const OneDnn *s, const Product *p, int64_t blocks, const float *x,
-                       const float *w, const float *bias, float *y) {
-    const Key *k = &p->key;
+/* sum (K) = the column sums of x (rows, K) */
+static void sum_block(const float *x, int64_t rows, int64_t K, float *sum) {
+    memcpy(sum, x, sizeof(float) * (size_t)K);
+    for (int64_t r = 1; r < rows; r++) {
+#pragma omp simd
+        for (int64_t j = 0; j < K; j++) sum[j] += x[r * K + j];
+    }
+}
+
+/* Block after block; only addresses change. at: scratch; partial (blocks, K), or NULL: column sums
+ * of each block of x, taken while it is in the cache. */
+static void run_blocks(const OneDnn *s, const Product *p, const RowProduct *a, char *at,
+                       float *partial) {
     const size_t each = onednn_aligned(p->scratch_bytes);
-    char *at = ctx_workspace(c, onednn_aligned(p->packed_bytes) + (size_t)p->n_lanes * each);
     onednn_place(p->packed, at);
-    onednn_place(p->weight, w);
+    onednn_place(p->weight, a->w);
     const dnnl_exec_arg_t pack[] = {{DNNL_ARG_FROM, p->weight}, {DNNL_ARG_TO, p->packed}};
     DNNL(dnnl_primitive_execute(p->reorder, s->stream, 2, pack));
     at += onednn_aligned(p->packed_bytes);
@@ -139,34 +147,49 @@ static void run_blocks(Ctx *c, const OneDnn *s, const Product *p, int64_t blocks
         const int thread = omp_get_thread_num();
         const Lane *l = &p->lane[thread];
         onednn_place(l->scratch, at + (size_t)thread * each);
-        if (l->bias) onednn_place(l->bias, bias);
+        if (l->bias) onednn_place(l->bias, a->bias);
         const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, l->x},
                                         {DNNL_ARG_WEIGHTS, p->packed},
                                         {DNNL_ARG_DST, l->y},
                                         {DNNL_ARG_SCRATCHPAD, l->scratch},
                                         {DNNL_ARG_BIAS, l->bias}};
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t b = 0; b < blocks; b++) {
-            onednn_place(l->x, x + b * BLOCK * k->K);
-            onednn_place(l->y, y + b * BLOCK * k->N);
-            DNNL(dnnl_primitive_execute(p->run, s->stream, 4 + k->bias, args));
+        for (int64_t b = 0; b < a->rows / BLOCK; b++) {
+            onednn_place(l->x, a->x + b * BLOCK * a->K);
+            onednn_place(l->y, a->y + b * BLOCK * a->N);
+            DNNL(dnnl_primitive_execute(p->run, s->stream, 4 + p->key.bias, args));
+            if (partial) sum_block(a->x + b * BLOCK * a->K, BLOCK, a->K, partial + b * a->K);
         }
     }
 }
 
-void ISA_FN(row_product)(Ctx *c, int64_t rows, int64_t N, int64_t K, const float *x, const float *w,
-                         bool transposed, const float *bias, bool add, float *y) {
-    CHECK(!(bias && add), "a product that adds has no bias");
-    const int64_t blocks = rows / BLOCK, done = blocks * BLOCK;
-    if (blocks > 0) {
-        const Key k = {N, K, transposed, bias != NULL, add};
-        OneDnn *s = ISA_FN(onednn)(c);
-        run_blocks(c, s, find(s, &k, c->n_threads), blocks, x, w, bias, y);
-    }
-    if (done == rows) return;
-    for (int64_t r = done; bias && r < rows; r++)
-        memcpy(y + r * N, bias, sizeof(float) * (size_t)N);
+/* The last rows, fewer than a block. */
+static void run_rest(Ctx *c, const RowProduct *a, int64_t first) {
+    float *y = a->y + first * a->N;
+    const float *x = a->x + first * a->K;
+    const int64_t rows = a->rows - first;
+    for (int64_t r = 0; a->bias && r < rows; r++)
+        memcpy(y + r * a->N, a->bias, sizeof(float) * (size_t)a->N);
     ISA_FN(gemm)
-    (c, false, !transposed, rows - done, N, K, 1, x + done * K, K, w, transposed ? N : K,
-     bias || add ? 1 : 0, y + done * N, N);
+    (c, false, !a->transposed, rows, a->N, a->K, 1, x, a->K, a->w, a->transposed ? a->N : a->K,
+     a->bias || a->add, y, a->N);
+}
+
+void ISA_FN(row_product)(Ctx *c, const RowProduct *a) {
+    CHECK(!(a->bias && a->add), "a product that adds has no bias");
+    const int64_t blocks = a->rows / BLOCK, done = blocks * BLOCK, rest = a->rows - done;
+    const Key key = {a->N, a->K, a->transposed, a->bias != NULL, a->add};
+    OneDnn *s = ISA_FN(onednn)(c);
+    const Product *p = blocks ? find(s, &key, c->n_threads) : NULL;
+    const size_t sums = onednn_aligned(a->sums ? sizeof(float) * (size_t)((blocks + 1) * a->K) : 0);
+    const size_t scratch =
+        p ? onednn_aligned(p->packed_bytes) + (size_t)p->n_lanes * onednn_aligned(p->scratch_bytes)
+          : 0;
+    char *at = ctx_workspace(c, sums + scratch);
+    float *partial = a->sums ? (float *)at : NULL;
+    if (p) run_blocks(s, p, a, at + sums, partial);
+    if (rest) run_rest(c, a, done);
+    if (!partial) return;
+    if (rest) sum_block(a->x + done * a->K, rest, a->K, partial + blocks * a->K);
+    ISA_FN(sum_partials)(c, partial, blocks + (rest > 0), a->K, a->sums, a->add_sums);
 }
