@@ -178,30 +178,33 @@ static AttnArgs shape_of(const IceSettings *s, const Mask *mask, int rows) {
                       .os = stride};
 }
 
-/* T1's first, which has the most rows; of the last part, which has the longest events. */
+/* Of the last part, which has the longest events; T1's first, where it attends at all. */
 static int shapes(void *self, const void *first, AttnArgs *shape) {
     Program *p = self;
     const IceStepBatch *s = step_batch(first);
     const IceBatch *b = &s->part[s->n_parts - 1];
+    const IceConfig *g = &p->s.dom;
     set_documents(p, b);
     if (ice_is_flat(&p->s)) {
         shape[0] = shape_of(&p->s, &p->event_mask, b->M + b->B);
         return 1;
     }
-    shape[0] = shape_of(&p->s, &p->dom_mask, has_class_rows(p) ? b->N + b->M : b->N);
-    shape[1] = shape_of(&p->s, &p->event_mask, b->M);
-    return 2;
+    int n = 0;
+    if (g->t1_layers && strcmp(g->pooling, "embedding"))
+        shape[n++] = shape_of(&p->s, &p->dom_mask, has_class_rows(p) ? b->N + b->M : b->N);
+    shape[n++] = shape_of(&p->s, &p->event_mask, b->M);
+    return n;
 }
 
 /* The first batch there is: of training, or of what is to be predicted. */
 static const void *first_batch(void *self, Err *e) {
     Program *p = self;
     const IceSettings *s = &p->s;
-    if (!s->train.use)
-        return ice_step_make(&p->now, &p->data, false, 0, s->train.batch, s->max_pulses, &p->how,
-                             false, e)
-                   ? NULL
-                   : &p->buffer;
+    if (!s->train.use) {
+        const int status = ice_step_make(&p->now, &p->data, false, 0, s->train.batch, s->max_pulses,
+                                         &p->how, false, e);
+        return status ? NULL : &p->buffer;
+    }
     for (int64_t i = 0; i < p->data.n_held; i++) {
         if (make_held_out(p, (uint64_t)i, 1, e)) return NULL;
         if (p->now.n_parts) return &p->buffer;
