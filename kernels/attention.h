@@ -59,8 +59,11 @@ void mask_free(Mask *m);
  * document. mask_text: "document" (a query sees its own document), or an expression with the factor
  * doc[q] == doc[k] (the whole, or joined to the rest by &&; either side first): the factor is
  * recognised as what it is, and only the rest is asked, inside documents. An expression without it
- * is refused. score_text: "" or an expression. Positions q and k count from the batch's first row.
- * Before the first mask_set_documents the mask knows no rows. -1 and a sentence as mask_init. */
+ * is refused. score_text: "" or an expression. Positions q and k count from the batch's first row;
+ * the array that expressions may name is doc[i]. They are tried on documents of 1 to 89 positions,
+ * 232 in all; what goes wrong in a batch alone does no harm (kernels/flex/flex.h), and a query that
+ * sees nothing there has out 0 and lse -inf. Before the first mask_set_documents the mask knows no
+ * rows. -1 and a sentence as mask_init. */
 int mask_init_documents(Mask *m, const char *mask_text, const char *score_text, int H, Err *e);
 
 /* The next batch's documents: offsets[0] = 0 < offsets[1] < ... < offsets[n_docs] = T (copied; the

@@ -41,6 +41,7 @@
     X(GELU, gelu)                         \
     X(RELU, relu)                         \
     X(DROPOUT, dropout)                   \
+    X(DROPOUT_ADD, dropout_add)           \
     X(SEGMENT_MEAN, segment_mean)         \
     X(SEGMENT_MAX, segment_max)           \
     X(SEGMENT_FIRST, segment_first)       \
@@ -217,6 +218,10 @@ Tensor *op_relu(Ctx *c, Tensor *x);
  * calls of one step must have different layers (0 .. 2^24 - 1). 0 <= p < 1; where p is 0 or the
  * context is not recording, x itself is returned. attr: p, seed, step, layer. */
 Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer);
+
+/* x + dropout(y), a residual branch in one pass: equal shapes -> same; op_add where nothing is
+ * dropped. In backward x's gradient may be the very buffer of the output's. attr: as op_dropout. */
+Tensor *op_dropout_add(Ctx *c, Tensor *x, Tensor *y, float p, uint32_t step, uint32_t layer);
 
 /* The mean, the largest per column (the first one of equals gets the gradient), or the first of
  * each segment's rows: x (N, C), offsets (M + 1) -> (M, C). saved by max: int32 (M, C), the row

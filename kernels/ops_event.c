@@ -58,16 +58,28 @@ Tensor *op_pad(Ctx *c, Tensor *x, int64_t cols) {
     return o.out[0];
 }
 
-Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer) {
+static OpCall dropout(const Ctx *c, Op op, const Tensor *x, float p, uint32_t step,
+                      uint32_t layer) {
     CHECK(p >= 0 && p < 1, "dropout: the probability is %g", (double)p);
     CHECK(layer < 1u << 24 && tensor_numel(x) <= (int64_t)1 << 40,
           "dropout: layer %u, %lld numbers", layer, (long long)tensor_numel(x));
+    return (OpCall){
+        .op = op, .n_out = 1, .attr = {.p = p, .seed = c->seed, .step = step, .layer = layer}};
+}
+
+Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer) {
+    OpCall o = dropout(c, OP_DROPOUT, x, p, step, layer);
     if (p == 0 || !c->recording) return x;
-    OpCall o = {.op = OP_DROPOUT, .in = {x}, .n_in = 1, .n_out = 1};
-    o.attr.p = p;
-    o.attr.seed = c->seed;
-    o.attr.step = step;
-    o.attr.layer = layer;
+    o.in[o.n_in++] = x;
+    return map(c, &o);
+}
+
+Tensor *op_dropout_add(Ctx *c, Tensor *x, Tensor *y, float p, uint32_t step, uint32_t layer) {
+    OpCall o = dropout(c, OP_DROPOUT_ADD, y, p, step, layer);
+    if (p == 0 || !c->recording) return op_add(c, x, y);
+    NEED(o, tensor_same_shape(x, y), y);
+    o.in[o.n_in++] = x;
+    o.in[o.n_in++] = y;
     return map(c, &o);
 }
 

@@ -61,6 +61,9 @@ static void initialise(Param *r, uint64_t seed, int number) {
         case INIT_ONE:
             for (int64_t i = 0; i < n; i++) x[i] = 1.0f;
             break;
+        case INIT_VALUE:
+            for (int64_t i = 0; i < n; i++) x[i] = r->init_arg;
+            break;
         case INIT_UNIFORM:
             rng_uniform(key, 0, x, n);
             for (int64_t i = 0; i < n; i++) x[i] = (2.0f * x[i] - 1.0f) * r->init_arg;

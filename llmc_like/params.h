@@ -18,6 +18,7 @@ typedef enum { GROUP_MUON, GROUP_ADAM, GROUP_ADAMW } ParamGroup;
 typedef enum {
     INIT_ZERO,
     INIT_ONE,
+    INIT_VALUE,   /* a */
     INIT_UNIFORM, /* U(-a, a), a the row's argument: Linear and Conv2d use a = 1 / sqrt(fan in) */
     INIT_NORMAL,  /* N(0, a^2) */
     INIT_COPY     /* from the table that the model gives: param->init_data */

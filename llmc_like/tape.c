@@ -31,7 +31,8 @@ static void add_into(const Tensor *t, void *dst, const void *src) {
 }
 
 static void call_backward(Ctx *c, OpCall *o) {
-    const bool passes = o->op == OP_GATE_ADD || o->op == OP_ADD; /* d out / d in[0] = 1 */
+    const bool passes = o->op == OP_GATE_ADD || o->op == OP_ADD ||
+                        o->op == OP_DROPOUT_ADD; /* d out / d in[0] = 1 */
     const bool overwrites = o->op == OP_ATTENTION;
     for (int j = 0; j < o->n_out; j++) /* an output that nobody used has gradient zero */
         if (o->out[j]->needs_grad && !o->out[j]->grad) {

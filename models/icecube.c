@@ -8,6 +8,8 @@
 
 /* ---- sizes ---- */
 
+enum { MAX_LAYERS = 256 };
+
 IceConfig ice_config_default(void) {
     return (IceConfig){.d_model = 128,
                        .n_heads = 8,
@@ -32,6 +34,9 @@ int ice_config_check(const IceConfig *g, Err *e) {
     if (g->d_model < 2 || g->n_heads < 1 || g->t1_layers < 0 || g->t2_layers < 1 || g->d_ff < 1)
         return err_set(e, "sizes must be positive: d_model %d, heads %d, layers %d and %d, d_ff %d",
                        g->d_model, g->n_heads, g->t1_layers, g->t2_layers, g->d_ff);
+    if (g->t1_layers > MAX_LAYERS || g->t2_layers > MAX_LAYERS)
+        return err_set(e, "%d and %d layers are too many; at most %d each", g->t1_layers,
+                       g->t2_layers, MAX_LAYERS);
     if (g->d_model % g->n_heads || g->d_model % 2)
         return err_set(e, "d_model %d must be even and divide into %d heads; choose a multiple",
                        g->d_model, g->n_heads);
@@ -187,14 +192,17 @@ typedef struct Dropout {
     uint32_t step, layer;
 } Dropout;
 
-enum { LAYERS_OF_A_PART = 1024 };
+/* After so many parts of a step the numbers come again. */
+enum { LAYERS_OF_A_PART = 2048, PARTS_OF_A_STEP = 8192 };
 
 static Dropout dropout_begin(const Ice *m, const IceInput *in, uint32_t first) {
-    return (Dropout){(float)m->cfg.dropout, in->step, in->part * LAYERS_OF_A_PART + first};
+    const uint32_t part = in->part % PARTS_OF_A_STEP;
+    return (Dropout){(float)m->cfg.dropout, in->step, part * LAYERS_OF_A_PART + first};
 }
 
-static Tensor *drop(Ctx *c, Dropout *d, Tensor *x) {
-    return op_dropout(c, x, d->p, d->step, d->layer++);
+/* x + drop(y) */
+static Tensor *residual(Ctx *c, Dropout *d, Tensor *x, Tensor *y) {
+    return op_dropout_add(c, x, y, d->p, d->step, d->layer++);
 }
 
 static Tensor *attention(Ctx *c, const IceConfig *g, const IceLayer *w, Tensor *x,
@@ -222,11 +230,11 @@ Tensor *ice_dom_embedding(Ctx *c, const Ice *m, const IceInput *in) {
         x = op_segment_prepend(c, x, in->dom_offsets, m->t1.class_token); /* (1, N + M, C) */
     for (int l = 0; l < m->cfg.t1_layers; l++) { /* the norm comes after the sum */
         const IceLayer *w = &m->t1.layer[l];
-        Tensor *y = attention(c, &m->cfg, w, x, m->dom_mask);         /* (1, N, C)    */
-        x = op_layernorm(c, op_add(c, x, drop(c, &d, y)), &w->norm1); /* (1, N, C)    */
-        y = op_gelu(c, op_linear(c, x, &w->up));                      /* (1, N, d_ff) */
-        y = op_linear(c, y, &w->down);                                /* (1, N, C)    */
-        x = op_layernorm(c, op_add(c, x, drop(c, &d, y)), &w->norm2); /* (1, N, C)    */
+        Tensor *y = attention(c, &m->cfg, w, x, m->dom_mask);  /* (1, N, C)    */
+        x = op_layernorm(c, residual(c, &d, x, y), &w->norm1); /* (1, N, C)    */
+        y = op_gelu(c, op_linear(c, x, &w->up));               /* (1, N, d_ff) */
+        y = op_linear(c, y, &w->down);                         /* (1, N, C)    */
+        x = op_layernorm(c, residual(c, &d, x, y), &w->norm2); /* (1, N, C)    */
     }
     return pool(c, m, in, op_layernorm(c, x, &m->t1.norm)); /* (1, M, C) */
 }
@@ -239,12 +247,13 @@ Tensor *ice_forward(Ctx *c, const Ice *m, const IceInput *in) {
     for (int l = 0; l < m->cfg.t2_layers; l++) { /* the norm stands in the branch */
         const IceLayer *w = &m->t2.layer[l];
         y = attention(c, &m->cfg, w, op_layernorm(c, x, &w->norm1), m->event_mask);
-        x = op_add(c, x, drop(c, &d, y));                                    /* (1, M, C)    */
+        x = residual(c, &d, x, y);                                           /* (1, M, C)    */
         y = op_relu(c, op_linear(c, op_layernorm(c, x, &w->norm2), &w->up)); /* (1, M, d_ff) */
-        x = op_add(c, x, drop(c, &d, op_linear(c, y, &w->down)));            /* (1, M, C)    */
+        x = residual(c, &d, x, op_linear(c, y, &w->down));                   /* (1, M, C)    */
     }
-    x = op_segment_mean(c, x, in->event_offsets);   /* (1, B, C) */
-    x = op_relu(c, op_linear(c, x, &m->t2.head1));  /* (1, B, C) */
-    x = op_linear(c, drop(c, &d, x), &m->t2.head2); /* (1, B, 3) */
-    return op_unit_vector(c, x);                    /* (1, B, 3) */
+    x = op_segment_mean(c, x, in->event_offsets);  /* (1, B, C) */
+    x = op_relu(c, op_linear(c, x, &m->t2.head1)); /* (1, B, C) */
+    x = op_dropout(c, x, d.p, d.step, d.layer);    /* (1, B, C) */
+    x = op_linear(c, x, &m->t2.head2);             /* (1, B, 3) */
+    return op_unit_vector(c, x);                   /* (1, B, 3) */
 }

@@ -55,7 +55,7 @@ typedef struct IceInput {
     Tensor *event_offsets;           /* (B + 1) int32: first DOM of each event      */
     Tensor *dom_token, *event_token; /* the same with a class row each    */
     uint32_t step;                   /* of training, for dropout */
-    uint32_t part;                   /* of the step's batch, likewise; below 16384 */
+    uint32_t part;                   /* of the step's batch, likewise */
 } IceInput;
 
 typedef struct Ice {

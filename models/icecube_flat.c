@@ -140,8 +140,7 @@ static void add_block(ParamTable *p, IceFlatBlock *w, const IceFlatConfig *g, in
 #undef KEY
 }
 
-/* x0_start: (n_layers) numbers. */
-static void add_parameters(IceFlat *m, const float *x0_start) {
+static void add_parameters(IceFlat *m) {
     const IceFlatConfig *g = &m->cfg;
     ParamTable *p = &m->params;
     const int C = g->d_model, L = g->n_layers;
@@ -154,8 +153,7 @@ static void add_parameters(IceFlat *m, const float *x0_start) {
     params_add(p, &m->class_token, GROUP_ADAMW, INIT_NORMAL, 0.02f, 3, (int64_t[]){1, 1, C},
                "cls_token");
     params_add(p, &m->resid_lambdas, GROUP_ADAMW, INIT_ONE, 0, 1, (int64_t[]){L}, "resid_lambdas");
-    params_add(p, &m->x0_lambdas, GROUP_ADAMW, INIT_COPY, 0, 1, (int64_t[]){L}, "x0_lambdas");
-    params_set_init_data(p, x0_start);
+    params_add(p, &m->x0_lambdas, GROUP_ADAMW, INIT_VALUE, 0.1f, 1, (int64_t[]){L}, "x0_lambdas");
     for (int l = 0; l < L; l++) add_block(p, &m->block[l], g, l);
     params_add_linear(p, &m->head1.weight, &m->head1.bias, GROUP_ADAMW, INIT_UNIFORM,
                       g->head_hidden, C, "direction_head.fc1");
@@ -170,10 +168,8 @@ int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, 
     m->event_mask = event_mask;
     m->block = calloc((size_t)cfg->n_layers, sizeof *m->block);
     CHECK(m->block, "no memory for the table of %d layers", cfg->n_layers);
-    float x0_start[MAX_LAYERS];
-    for (int l = 0; l < cfg->n_layers; l++) x0_start[l] = 0.1f;
     params_init(&m->params, dry);
-    add_parameters(m, x0_start);
+    add_parameters(m);
     return params_commit(&m->params, seed, training, e);
 }
 
@@ -186,7 +182,7 @@ void ice_flat_free(IceFlat *m) {
 /* ---- the model ---- */
 
 /* Each call of a step's dropout draws numbers of its own: layers are counted. */
-enum { LAYERS_OF_A_PART = 1024 };
+enum { LAYERS_OF_A_PART = 1024, PARTS_OF_A_STEP = 16384 };
 
 static Tensor *input_rows(Ctx *c, const IceFlat *m, Tensor *x) {
     if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model); /* (1, M, C) */
@@ -198,7 +194,7 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
     const IceFlatConfig *g = &m->cfg;
     const int H = g->n_heads;
     const float scale = 1.0f / sqrtf((float)(g->d_model / H)), p = (float)g->dropout;
-    uint32_t layer = in->part * LAYERS_OF_A_PART;
+    uint32_t layer = in->part % PARTS_OF_A_STEP * LAYERS_OF_A_PART;
 
     Tensor *x = op_rmsnorm(c, input_rows(c, m, in->dom_vector));     /* (1, M, C)     */
     x = op_segment_prepend(c, x, in->event_offsets, m->class_token); /* (1, M + B, C) */
@@ -213,11 +209,11 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
         Tensor *v = op_linear_heads(c, y, &w->v, H);                /* (1, M + B, H, D) */
         y = op_attention(c, q, k, v, m->event_mask, scale);         /* (1, M + B, C)    */
         y = op_linear(c, y, &w->out);                               /* (1, M + B, C)    */
-        x = op_add(c, x, op_dropout(c, y, p, in->step, layer++));   /* (1, M + B, C)    */
+        x = op_dropout_add(c, x, y, p, in->step, layer++);          /* (1, M + B, C)    */
 
-        y = op_linear(c, op_rmsnorm(c, x), &w->up);               /* (1, M + B, d_ff) */
-        y = op_linear(c, op_relu_squared(c, y), &w->down);        /* (1, M + B, C)    */
-        x = op_add(c, x, op_dropout(c, y, p, in->step, layer++)); /* (1, M + B, C)    */
+        y = op_linear(c, op_rmsnorm(c, x), &w->up);        /* (1, M + B, d_ff) */
+        y = op_linear(c, op_relu_squared(c, y), &w->down); /* (1, M + B, C)    */
+        x = op_dropout_add(c, x, y, p, in->step, layer++); /* (1, M + B, C)    */
     }
     x = op_segment_first(c, x, in->event_token);                       /* (1, B, C)           */
     x = op_gelu(c, op_linear(c, op_rmsnorm(c, x), &m->head1));         /* (1, B, head_hidden) */

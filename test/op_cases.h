@@ -160,6 +160,10 @@ static void call_dropout(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_dropout(c, in[0], 0.3f, (uint32_t)k->a, (uint32_t)k->b); /* a: step, b: layer */
 }
 
+static void call_dropout_add(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    out[0] = op_dropout_add(c, in[0], in[1], 0.3f, (uint32_t)k->a, (uint32_t)k->b);
+}
+
 /* The segments' a: rows. */
 static void call_segment_mean(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     (void)k;
@@ -348,6 +352,9 @@ static const Case cases[] = {
     {OP_PAD, call_pad, {X(2, 3, 5)}, 11, 0},
     {OP_PAD, call_pad, {X(131, 16)}, 70, 0},
     {OP_LINEAR, call_linear_heads, {R(1, 5, 7), R(12, 7), NONE}, 3, 0},
+    {OP_DROPOUT_ADD, call_dropout_add, {R(1), R(1)}, 3, 0},
+    {OP_DROPOUT_ADD, call_dropout_add, {R(3, 5, 7), R(3, 5, 7)}, 0, 1},
+    {OP_DROPOUT_ADD, call_dropout_add, {R(3, 3001), R(3, 3001)}, 1000, 77},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

@@ -432,7 +432,8 @@ static void test_plain_adds(void **state) {
 }
 
 static void check_hand_on(int k, const Device *dev, const Result *plain32, const Result *exact) {
-    if (cases[k].op != OP_GATE_ADD && cases[k].op != OP_ADD) return;
+    if (cases[k].op != OP_GATE_ADD && cases[k].op != OP_ADD && cases[k].op != OP_DROPOUT_ADD)
+        return;
     Run run = run_on(dev, DT_F32, 2);
     run.hand_on = true;
     Result x = run_case(k, run);

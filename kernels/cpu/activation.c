@@ -112,9 +112,9 @@ static void draw(RngKey key, uint64_t first, int blocks, uint32_t *bits) {
     }
 }
 
-/* dst = or += src times each element's 0 or 1 / (1 - p). */
-static void drop(const Ctx *c, const OpCall *o, const float *src, float *dst, bool add) {
-    const int64_t n = tensor_numel(o->in[0]);
+/* dst = base + src times each element's 0 or 1 / (1 - p); base NULL: 0. base may be dst. */
+static void drop(const Ctx *c, const OpCall *o, const float *base, const float *src, float *dst) {
+    const int64_t n = tensor_numel(o->out[0]);
     const RngKey key = {o->attr.seed, o->attr.step, RNG_DROPOUT};
     const uint32_t below = (uint32_t)ceil((double)o->attr.p * 0x1p32);
     const float scale = 1.0f / (1.0f - o->attr.p);
@@ -123,16 +123,37 @@ static void drop(const Ctx *c, const OpCall *o, const float *src, float *dst, bo
         uint32_t bits[STRIP];
         const int count = n - start < STRIP ? (int)(n - start) : STRIP;
         draw(key, (((uint64_t)o->attr.layer << 40) + (uint64_t)start) / 4, (count + 3) / 4, bits);
+        const float *x = base ? base + start : NULL, *y = src + start;
+        float *out = dst + start;
 #pragma omp simd
-        for (int i = 0; i < count; i++) /* a product, so that a NaN stays one */
-            put(&dst[start + i], src[start + i] * (bits[i] < below ? 0 : scale), add);
+        for (int i = 0; i < count; i++) { /* a product, so that a NaN stays one */
+            const float kept = y[i] * (bits[i] < below ? 0 : scale);
+            out[i] = x ? x[i] + kept : kept;
+        }
     }
 }
 
-void ISA_FN(dropout_forward)(Ctx *c, const OpCall *o) {
-    drop(c, o, o->in[0]->data, o->out[0]->data, false);
+static void drop_backward(const Ctx *c, const OpCall *o, const Tensor *y) {
+    if (y->grad) drop(c, o, y->grad_set ? y->grad : NULL, o->out[0]->grad, y->grad);
 }
 
-void ISA_FN(dropout_backward)(Ctx *c, const OpCall *o) {
-    drop(c, o, o->out[0]->grad, o->in[0]->grad, o->in[0]->grad_set);
+void ISA_FN(dropout_forward)(Ctx *c, const OpCall *o) {
+    drop(c, o, NULL, o->in[0]->data, o->out[0]->data);
+}
+
+void ISA_FN(dropout_backward)(Ctx *c, const OpCall *o) { drop_backward(c, o, o->in[0]); }
+
+void ISA_FN(dropout_add_forward)(Ctx *c, const OpCall *o) {
+    drop(c, o, o->in[0]->data, o->in[1]->data, o->out[0]->data);
+}
+
+void ISA_FN(dropout_add_backward)(Ctx *c, const OpCall *o) {
+    const float *d = o->out[0]->grad;
+    float *dx = o->in[0]->grad;
+    const int64_t n = tensor_numel(o->out[0]);
+    const bool add = o->in[0]->grad_set;
+    drop_backward(c, o, o->in[1]);
+    if (!dx || dx == d) return; /* the tape hands d itself to x */
+    EACH(n)
+    for (int64_t i = 0; i < n; i++) put(&dx[i], d[i], add);
 }

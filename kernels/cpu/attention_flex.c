@@ -2,6 +2,8 @@
  * flex-dense: the same without the plan: every tile visited, every cell asked.
  *
  * A mask by name is an expression here as well, so that what flexibility costs shows on any mask.
+ * flex goes through documents one by one and asks inside them only what the mask says besides;
+ * flex-dense asks doc[q] == doc[k] of every pair.
  */
 #include "kernels/cpu/flash_host.h"
 #include "kernels/flex/flex.h"

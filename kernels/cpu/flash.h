@@ -17,6 +17,8 @@
  * chunk's own sum, and the chunks are added in their order. Who computes a task changes no bit of
  * it, so neither does the number of threads.
  *
+ * Masks that keep documents apart go document by document: flash_docs.h.
+ *
  * B batch, H heads, T tokens, D head size; rows are queries, columns keys. */
 #if !defined(KERNELS_CPU_FLASH_H) && !defined(FLASH_TEXT_ONLY)
 #define KERNELS_CPU_FLASH_H
@@ -276,7 +278,7 @@ static void finish_row(const FlashArgs *a, const Tile *t, int i, float *s, float
         }
 #endif
     }
-    for (int j = t->cols; j < t->end; j++) s[j] = -INFINITY;
+    if (t->cols < t->end) vec_fill_from(s + t->end - VW, t->cols - (t->end - VW), -INFINITY);
 }
 
 /* s (rows, FLASH_LD) = the tile's scores in units of log 2, -inf where hidden. */

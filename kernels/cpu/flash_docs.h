@@ -15,7 +15,7 @@
 
 #if FLEX_BY_DOCUMENT
 
-enum { FLASH_FEW = 8, FLASH_ALONE = 256, TASKS_A_THREAD = 8 };
+enum { FLASH_FEW = 12, FLASH_ALONE = 256, TASKS_A_THREAD = 8 };
 
 typedef struct DocumentTask {
     int b, doc, doc_end, head, head_end;
@@ -27,7 +27,7 @@ typedef struct Few {
     int b, first, n, lanes, ld; /* lanes n H; ld: whole vectors of them */
     int *row, *head;            /* (lanes): the query of each, by position, and its head */
     float *p, *ds, *slope;      /* (n, ld) */
-    float *lse, *delta;         /* (ld) */
+    float *lse, *delta;         /* (ld); forward: the largest score, and the sum of 2^(s - it) */
 } Few;
 
 static Few few_space(const FlashArgs *a, char *base, size_t *end) {

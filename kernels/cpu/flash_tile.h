@@ -97,10 +97,12 @@ static inline void product(const Product *p) {
 }
 
 /* to (d_pad rows of ld) = transposed from (n rows of D, stride t); zero beyond n (to n_pad) and
- * beyond D. n_pad a multiple of 4. */
+ * beyond D. n_pad: n in whole vectors. */
 static inline void pack_transposed(float *to, int ld, const float *from, int64_t t, int n,
                                    int n_pad, int D) {
     int j = 0;
+    for (int d = 0; d < (n < n_pad ? D : 0); d++)
+        vec_store(to + (int64_t)d * ld + n_pad - VW, (Vec){0});
     for (; j + 4 <= n; j += 4) {
         const float *r = from + j * t;
         int d = 0;
@@ -120,8 +122,8 @@ static inline void pack_transposed(float *to, int ld, const float *from, int64_t
         for (; d < D; d++)
             for (int i = 0; i < 4; i++) to[(int64_t)d * ld + j + i] = r[i * t + d];
     }
-    for (; j < n_pad; j++)
-        for (int d = 0; d < D; d++) to[(int64_t)d * ld + j] = j < n ? from[j * t + d] : 0.0f;
+    for (; j < n; j++)
+        for (int d = 0; d < D; d++) to[(int64_t)d * ld + j] = from[j * t + d];
 }
 
 /* to (n_pad rows of d_pad) = factor from (n rows of D, stride t), zero beyond. */

@@ -23,6 +23,14 @@ enum { VW = 4, MAX_VECS = 2 };
 typedef float Vec __attribute__((vector_size(4 * VW), aligned(4), may_alias));
 typedef int32_t VecInt __attribute__((vector_size(4 * VW), aligned(4), may_alias));
 
+#if defined(__AVX512F__)
+static const VecInt vec_lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(__AVX2__)
+static const VecInt vec_lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+static const VecInt vec_lane = {0, 1, 2, 3};
+#endif
+
 #define FLASH_INLINE static inline __attribute__((always_inline))
 
 FLASH_INLINE Vec vec_load(const float *p) { return *(const Vec *)p; }
@@ -34,7 +42,7 @@ FLASH_INLINE Vec vec_load_some(const float *p, int n) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #elif defined(__AVX2__)
-    return (Vec)_mm256_maskload_ps(p, (__m256i)((VecInt){0, 1, 2, 3, 4, 5, 6, 7} < n));
+    return (Vec)_mm256_maskload_ps(p, (__m256i)(vec_lane < n));
 #else
     Vec x = {0};
     for (int i = 0; i < n; i++) x[i] = p[i];
@@ -50,10 +58,16 @@ FLASH_INLINE void vec_store_some(float *p, Vec x, int n) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
 #elif defined(__AVX2__)
-    _mm256_maskstore_ps(p, (__m256i)((VecInt){0, 1, 2, 3, 4, 5, 6, 7} < n), (__m256)x);
+    _mm256_maskstore_ps(p, (__m256i)(vec_lane < n), (__m256)x);
 #else
     for (int i = 0; i < n; i++) p[i] = x[i];
 #endif
+}
+
+/* The lanes of the vector at p from number n on become x. */
+FLASH_INLINE void vec_fill_from(float *p, int n, float x) {
+    const VecInt keep = vec_lane < n, fill = (VecInt)(x - (Vec){0});
+    vec_store(p, (Vec)(((VecInt)vec_load(p) & keep) | (fill & ~keep)));
 }
 
 FLASH_INLINE Vec vec_all(float x) { return x - (Vec){0}; }

@@ -89,6 +89,22 @@ static void FN(dropout_backward)(const OpCall *o) {
     for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) dx[i] += dy[i] * FN(dropout_factor)(o, i);
 }
 
+static void FN(dropout_add_forward)(const OpCall *o) {
+    const REAL *x = o->in[0]->data, *y = o->in[1]->data;
+    REAL *out = o->out[0]->data;
+    for (int64_t i = 0; i < tensor_numel(o->out[0]); i++)
+        out[i] = x[i] + y[i] * FN(dropout_factor)(o, i);
+}
+
+static void FN(dropout_add_backward)(const OpCall *o) {
+    const REAL *d = o->out[0]->grad;
+    REAL *dx = FN(grad)(o->in[0]), *dy = FN(grad)(o->in[1]);
+    for (int64_t i = 0; i < tensor_numel(o->out[0]); i++) {
+        if (dy) dy[i] += d[i] * FN(dropout_factor)(o, i);
+        if (dx && dx != d) dx[i] += d[i];
+    }
+}
+
 static void FN(concat_forward)(const OpCall *o) {
     const int64_t C = tensor_cols(o->in[0]), K = tensor_cols(o->in[1]);
     const REAL *a = o->in[0]->data, *b = o->in[1]->data;
