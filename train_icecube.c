@@ -22,9 +22,9 @@ typedef struct Program {
     Ice dom; /* one of these two is the model */
     IceFlat flat;
     IceStepBatch ahead[LOADER_BUFFERS]; /* what the loader's buffers point to */
-    IceStepBatch now;                   /* of the plan, of evaluation and prediction ... */
-    IceStepBatch *first;                /* ... and this points to it, as a buffer would */
-    int64_t n_bad;                      /* damaged events left out so far */
+    IceStepBatch now;     /* of the plan, of evaluation and prediction; and as a buffer */
+    IceStepBatch *buffer; /* would have it: points there */
+    int64_t n_bad;        /* damaged events left out so far */
 } Program;
 
 static int options(void *self, Option *row) {
@@ -178,36 +178,38 @@ static AttnArgs shape_of(const IceSettings *s, const Mask *mask, int rows) {
                       .os = stride};
 }
 
-/* T1's first, which has the most rows; of the last part, which has the longest events. */
+/* Of the last part, which has the longest events; T1's first, where it attends at all. */
 static int shapes(void *self, const void *first, AttnArgs *shape) {
     Program *p = self;
     const IceStepBatch *s = step_batch(first);
     const IceBatch *b = &s->part[s->n_parts - 1];
+    const IceConfig *g = &p->s.dom;
     set_documents(p, b);
     if (ice_is_flat(&p->s)) {
         shape[0] = shape_of(&p->s, &p->event_mask, b->M + b->B);
         return 1;
     }
-    shape[0] = shape_of(&p->s, &p->dom_mask, has_class_rows(p) ? b->N + b->M : b->N);
-    shape[1] = shape_of(&p->s, &p->event_mask, b->M);
-    return 2;
+    int n = 0;
+    if (g->t1_layers && strcmp(g->pooling, "embedding"))
+        shape[n++] = shape_of(&p->s, &p->dom_mask, has_class_rows(p) ? b->N + b->M : b->N);
+    shape[n++] = shape_of(&p->s, &p->event_mask, b->M);
+    return n;
 }
 
 /* The first batch there is: of training, or of what is to be predicted. */
 static const void *first_batch(void *self, Err *e) {
     Program *p = self;
     const IceSettings *s = &p->s;
-    p->first = &p->now;
-    if (!s->train.use)
-        return ice_step_make(&p->now, &p->data, false, 0, s->train.batch, s->max_pulses, &p->how,
-                             false, e)
-                   ? NULL
-                   : &p->first;
+    if (!s->train.use) {
+        const int status = ice_step_make(&p->now, &p->data, false, 0, s->train.batch, s->max_pulses,
+                                         &p->how, false, e);
+        return status ? NULL : &p->buffer;
+    }
     for (int64_t i = 0; i < p->data.n_held; i++) {
         if (make_held_out(p, (uint64_t)i, 1, e)) return NULL;
-        if (p->now.n_parts) return &p->first;
+        if (p->now.n_parts) return &p->buffer;
     }
-    err_set(e, "%s: no event that can be read; the first: %s", s->data, p->now.first_bad.text);
+    err_set(e, "%s: no event that can be read; the last: %s", s->data, p->now.first_bad.text);
     return NULL;
 }
 
@@ -279,7 +281,7 @@ static int infer(Program *p, int64_t count, IceOutcome **o, int64_t *n, Err *e) 
     if (!*o) return err_set(e, "no memory for the outcomes of %" PRId64 " events", count);
     p->t.c.recording = false;
     for (int64_t at = 0; at < count && !status && !interrupted(); at += most) {
-        TrainPart part = {.batch = &p->first};
+        TrainPart part = {.batch = &p->buffer};
         status = make_held_out(p, (uint64_t)at, (int)(count - at < most ? count - at : most), e);
         if (!status) name_bad(p, &p->now);
         for (; !status && part.i < p->now.n_parts; part.i++)
@@ -310,6 +312,17 @@ static int report(Program *p, int64_t step, const IceScore *score, const IceOutc
     return 0;
 }
 
+/* Reads what evaluations will read: a damaged event shows before the first step. */
+static int check_held_out(Program *p, Err *e) {
+    const int64_t count = held_out_events(p);
+    int64_t n = 0;
+    for (int64_t i = 0; i < count && !interrupted(); i++, n += p->now.n_events)
+        if (make_held_out(p, (uint64_t)i, 1, e)) return -1;
+    if (n || interrupted()) return 0;
+    return err_set(e, "%s: no held-out event that can be read; the last: %s", p->s.data,
+                   p->now.first_bad.text);
+}
+
 static int evaluate(void *self, int64_t step, double *held_out, Err *e) {
     Program *p = self;
     IceOutcome *o;
@@ -317,7 +330,7 @@ static int evaluate(void *self, int64_t step, double *held_out, Err *e) {
     const double t0 = now_s();
     int status = infer(p, held_out_events(p), &o, &n, e);
     const double rate = (double)n / (now_s() - t0);
-    if (!status && !n) status = err_set(e, "no held-out event could be read; see above");
+    if (!status && !n && !interrupted()) status = err_set(e, "no held-out event is left");
     if (!status && !interrupted()) {
         IceScore score;
         ice_score(&score, o, n);
@@ -428,6 +441,7 @@ static void fill_in(Program *p) {
     const bool flat = ice_is_flat(s);
     p->how = (IceCollate){.xyz = p->data.xyz,
                           .time_scale = s->dom.time_scale,
+                          .position_scale = s->dom.position_scale,
                           .max_doms = s->dom.max_doms,
                           .K = flat ? s->flat.K : 0};
     t->optim = optim_default();
@@ -453,8 +467,9 @@ static int open_run(void *self, Err *e) {
     if (mask_init_documents(&p->event_mask, r->mask, r->score, H, e)) return -1;
     mask_set_build(&p->dom_mask, p->t.cache, NULL);
     mask_set_build(&p->event_mask, p->t.cache, NULL);
+    p->buffer = &p->now;
     fill_in(p);
-    return 0;
+    return !r->use && r->eval_every && !p->data.sim ? check_held_out(p, e) : 0;
 }
 
 static void close_run(void *self) {

@@ -7,7 +7,6 @@
 #include "llmc_like/error.h"
 
 static const float FIRST_PHOTON = 1e4f;         /* ns; subtracted from times */
-static const float POSITION_SCALE = 500.0f;     /* m */
 static const float LOG10_THIRD = 0.144764827f;  /* log10(x) / 3 = LOG10_THIRD ln x */
 static const float LEAST_CHARGE = 1e-8f;        /* added, in a pulse's features */
 static const float LEAST_VECTOR_CHARGE = 1e-6f; /* the least, in a DOM's */
@@ -108,10 +107,11 @@ static void forget_event(Grouping *g) {
 
 /* Gives the event's DOMs their rows, and their pulses their places. */
 static void place_doms(IceBatch *b, Grouping *g, const IceCollate *how) {
+    const float position_scale = (float)how->position_scale;
     for (int d = 0; d < g->n_doms; d++) {
         int s = g->dom[d], row = b->M++;
         b->sensor[row] = s;
-        for (int c = 0; c < 3; c++) b->xyz[3 * row + c] = how->xyz[3 * s + c] / POSITION_SCALE;
+        for (int c = 0; c < 3; c++) b->xyz[3 * row + c] = how->xyz[3 * s + c] / position_scale;
         b->dom_offsets[row] = g->sensor[s].next = b->N;
         b->dom_token[row] = b->N + row;
         g->sensor[s].row = row;
@@ -209,8 +209,10 @@ static void reserve(IceBatch *b, const IceEvent *const *e, int n, const IceColla
 
 void ice_batch_make(IceBatch *b, const IceEvent *const *e, int n, const IceCollate *how,
                     bool linefit) {
-    CHECK(n >= 1 && how->K >= 0 && how->max_doms >= 0 && how->time_scale > 0,
-          "%d events, K %d, max_doms %d, time scale %g", n, how->K, how->max_doms, how->time_scale);
+    CHECK(n >= 1 && how->K >= 0 && how->max_doms >= 0 && how->time_scale > 0 &&
+              how->position_scale > 0,
+          "%d events, K %d, max_doms %d, scales %g and %g", n, how->K, how->max_doms,
+          how->time_scale, how->position_scale);
     Grouping g;
     grouping_init(&g);
     reserve(b, e, n, how);

@@ -8,12 +8,12 @@
  *
  *   pulse (N, 4)            (time - 1e4) / time_scale,  log10(charge + 1e-8) / 3,  sensor / 5160,
  *                           auxiliary
- *   dom_vector (M, 4 + 3K)  x, y, z in 500 m, log1p(n) / 3 - 1 (n: all of the DOM's pulses), then
- *                           of each of its first K pulses (time - 1e4) / time_scale,
- *                           log10(max(charge, 1e-6)) / 3, auxiliary - 0.5; 0 where there are fewer
+ *   dom_vector (M, 4 + 3K)  x, y, z in position_scale, log1p(n) / 3 - 1 (n: all of the DOM's
+ * pulses), then of each of its first K pulses (time - 1e4) / time_scale, log10(max(charge, 1e-6)) /
+ * 3, auxiliary - 0.5; 0 where there are fewer
  *
  * These are the originals' features (shared by name with the specification), float32, to 1e-6 of
- * the same in float64; time_scale is 3e4 there. */
+ * the same in float64; time_scale is 3e4 there, position_scale 500. */
 #ifndef DATA_ICECUBE_BATCH_H
 #define DATA_ICECUBE_BATCH_H
 
@@ -24,10 +24,11 @@
 #include "data/icecube_sim.h"
 
 typedef struct IceCollate {
-    const float *xyz; /* (5160, 3) m */
-    double time_scale;
-    int max_doms; /* DOMs kept an event; 0: all */
-    int K;        /* pulses a DOM in dom_vector; 0: no dom_vector, but pulse */
+    const float *xyz;      /* (5160, 3) m */
+    double time_scale;     /* ns */
+    double position_scale; /* m */
+    int max_doms;          /* DOMs kept an event; 0: all */
+    int K;                 /* pulses a DOM in dom_vector; 0: no dom_vector, but pulse */
 } IceCollate;
 
 /* What evaluation wants to know of an event besides the model's answer. */
@@ -47,7 +48,7 @@ typedef struct IceBatch {
     int B, M, N;
     float *pulse;           /* (N, 4); NULL with K > 0                  */
     float *dom_vector;      /* (M, 4 + 3K); NULL with K = 0             */
-    float *xyz;             /* (M, 3), in 500 m                         */
+    float *xyz;             /* (M, 3), in position_scale                */
     int32_t *sensor;        /* (M)                                      */
     int32_t *dom_offsets;   /* (M + 1): first pulse of each DOM         */
     int32_t *dom_token;     /* (M + 1)                                  */

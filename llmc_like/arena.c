@@ -40,9 +40,10 @@ int arena_commit(Arena *a, size_t bytes, Err *e) {
 }
 
 int arena_reserve(Arena *a, size_t bytes, Err *e) {
-    const size_t more = committed(a) + committed(a) / 2;
-    if (bytes <= committed(a)) return 0;
-    return arena_commit(a, bytes > more ? bytes : more, e);
+    const size_t have = committed(a), most = (size_t)1 << 30;
+    const size_t spare = have / 2 < most ? have / 2 : most;
+    if (a->dry || bytes <= have) return 0;
+    return arena_commit(a, bytes > have + spare ? bytes : have + spare, e);
 }
 
 void *arena_alloc(Arena *a, size_t bytes) {

@@ -32,7 +32,8 @@ void arena_init(Arena *a, const char *name, bool dry);
  * not that much. */
 int arena_commit(Arena *a, size_t bytes, Err *e);
 
-/* The same for sizes that rise from step to step: where it must grow, it grows by half at least. */
+/* The same for sizes that rise from step to step: where it must grow, it grows at least by half of
+ * what it has, or by 1 GiB. */
 int arena_reserve(Arena *a, size_t bytes, Err *e);
 
 /* `bytes` of memory aligned to 64, not cleared (fresh pages are zero). NULL from a dry arena. Never

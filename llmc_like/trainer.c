@@ -212,6 +212,13 @@ static int evaluate(Trainer *t, int64_t step, double *loss, Err *e) {
     return status;
 }
 
+/* Saves a run that ends before its time. */
+static int stop(Trainer *t, int64_t step, Err *e) {
+    if (save(t, step, NAN, e)) return -1;
+    printf("stopped after step %" PRId64 "; go on with --resume %s\n", step, t->s->out);
+    return 0;
+}
+
 static int train(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
     int64_t step = t->first_step; /* the first step touches fresh memory: no step to profile */
@@ -220,7 +227,12 @@ static int train(Trainer *t, Err *e) {
         StepFigures f;
         double loss = NAN;
         if (step == profiled) ctx_profile_reset(&t->c);
-        if (train_step(t, step, &f, e)) return -1;
+        if (train_step(t, step, &f, e)) {
+            const bool whole = isfinite(f.loss) && isfinite(f.grad_norm); /* but for this step */
+            Err second = {{0}};
+            if (whole && s->save_every && step > t->first_step) stop(t, step, &second);
+            return -1;
+        }
         if (run_log_step(&t->log, step, &f, e)) return -1;
         const bool failed =
             due(s->eval_every, step + 1, s->steps) && evaluate(t, step + 1, &loss, e);
@@ -233,10 +245,7 @@ static int train(Trainer *t, Err *e) {
     if (s->profile) profile_print(&t->c, step - profiled, t->log.peak, stdout);
     if (t->n_left_out)
         printf("%" PRId64 " parts were left out for lack of memory\n", t->n_left_out);
-    if (!interrupted()) return 0;
-    if (save(t, step, NAN, e)) return -1;
-    printf("stopped after step %" PRId64 "; go on with --resume %s\n", step, s->out);
-    return 0;
+    return interrupted() ? stop(t, step, e) : 0;
 }
 
 /* ---- setting up ---- */

@@ -9,10 +9,15 @@
  *
  *   loss = 1 / accumulate  sum over batches  sum over parts  share x loss(part)
  *
- * Each function gets the program as `self`, and fails with -1 and a sentence. The order of calls:
- *   options, preset, adopt (with a checkpoint), open; plan: model (dry), first, parts, loss (dry),
- * memory, model_free; model, use or: make (in the loader's thread), parts, share, loss, evaluate;
- *   model_free, close. The last two run after a failure, too, on whatever there is. */
+ * Each function gets the program as `self`, and fails with -1 and a sentence. They are called in
+ * this order:
+ *
+ *   the command line   options, preset, adopt (where a checkpoint is given), open
+ *   the plan           first, shapes, model (dry), parts, loss (dry), memory, model_free
+ *   training           shapes, model, then make (in the loader's thread), parts, share, loss,
+ *                      and evaluate
+ *   or a use           first, shapes, model, run_use
+ *   the end            model_free, close: after a failure, too, on whatever there is */
 #ifndef LLMC_LIKE_TRAINER_H
 #define LLMC_LIKE_TRAINER_H
 

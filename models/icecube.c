@@ -19,6 +19,7 @@ IceConfig ice_config_default(void) {
                        .pooling = "mean",
                        .dropout = 0.1,
                        .time_scale = 3e4,
+                       .position_scale = 500,
                        .max_doms = 2048};
 }
 
@@ -47,6 +48,8 @@ int ice_config_check(const IceConfig *g, Err *e) {
         return err_set(e, "dropout is %g; it must be from 0 to below 1", g->dropout);
     if (!(g->time_scale > 0 && g->time_scale <= 1e12))
         return err_set(e, "the time scale is %g ns; it must be positive", g->time_scale);
+    if (!(g->position_scale > 0 && g->position_scale <= 1e12))
+        return err_set(e, "the position scale is %g m; it must be positive", g->position_scale);
     if (g->max_doms < 1)
         return err_set(e, "at most %d DOMs an event are none; give at least 1", g->max_doms);
     return 0;
@@ -56,9 +59,9 @@ void ice_config_json(const IceConfig *g, char *text, size_t size) {
     snprintf(text, size,
              "{\"model\": \"hierarchical\", \"d_model\": %d, \"n_heads\": %d, \"t1_layers\": %d, "
              "\"t2_layers\": %d, \"d_ff\": %d, \"pooling\": \"%s\", \"dropout\": %g, "
-             "\"time_scale\": %.9g, \"max_doms\": %d}",
+             "\"time_scale\": %.9g, \"position_scale\": %.9g, \"max_doms\": %d}",
              g->d_model, g->n_heads, g->t1_layers, g->t2_layers, g->d_ff, g->pooling, g->dropout,
-             g->time_scale, g->max_doms);
+             g->time_scale, g->position_scale, g->max_doms);
 }
 
 int ice_config_parse(IceConfig *g, const char *json, Err *e) {
@@ -88,10 +91,12 @@ int ice_config_parse(IceConfig *g, const char *json, Err *e) {
     }
     const cJSON *pooling = cJSON_GetObjectItemCaseSensitive(o, "pooling"),
                 *dropout = cJSON_GetObjectItemCaseSensitive(o, "dropout"),
-                *time_scale = cJSON_GetObjectItemCaseSensitive(o, "time_scale");
+                *time_scale = cJSON_GetObjectItemCaseSensitive(o, "time_scale"),
+                *position_scale = cJSON_GetObjectItemCaseSensitive(o, "position_scale");
     if (cJSON_IsString(pooling)) g->pooling = pooling_name(pooling->valuestring);
     if (cJSON_IsNumber(dropout)) g->dropout = dropout->valuedouble;
     if (cJSON_IsNumber(time_scale)) g->time_scale = time_scale->valuedouble;
+    if (cJSON_IsNumber(position_scale)) g->position_scale = position_scale->valuedouble;
     cJSON_Delete(o);
     if (wrong) return err_set(e, "the config's %s is no number that fits", wrong);
     return ice_config_check(g, e);

@@ -24,9 +24,9 @@ typedef struct IceConfig {
     int d_model, n_heads, t1_layers, t2_layers, d_ff;
     const char *pooling; /* mean, max, mean+max, class, embedding */
     double dropout;
-    double
-        time_scale; /* of the pulses' times, ns: kept with the parameters that were trained on it */
-    int max_doms;   /* DOMs of an event that T2 reads, the earliest */
+    double time_scale, position_scale; /* what times (ns) and positions (m) are divided by: kept
+                                          with the parameters that were trained on it */
+    int max_doms;                      /* DOMs of an event that T2 reads, the earliest */
 } IceConfig;
 
 /* The specification's: 128, 8, 4, 4, 512, mean, 0.1, 3e4, 2048. */
@@ -50,7 +50,7 @@ typedef struct IceLayer {
 typedef struct IceInput {
     Tensor *pulse;                   /* (1, N, 4) float32; hierarchical alone       */
     Tensor *dom_vector;              /* (1, M, 4 + 3K) float32; flat alone          */
-    Tensor *xyz;                     /* (1, M, 3) float32, in 500 m                 */
+    Tensor *xyz;                     /* (1, M, 3) float32, scaled                   */
     Tensor *dom_offsets;             /* (M + 1) int32: first pulse of each DOM      */
     Tensor *event_offsets;           /* (B + 1) int32: first DOM of each event      */
     Tensor *dom_token, *event_token; /* the same with a class row each    */

@@ -20,6 +20,7 @@ IceFlatConfig ice_flat_config_default(void) {
                            .input = "linear",
                            .dropout = 0.1,
                            .time_scale = 3e4,
+                           .position_scale = 500,
                            .max_doms = 128};
 }
 
@@ -58,6 +59,8 @@ int ice_flat_config_check(const IceFlatConfig *g, Err *e) {
         return err_set(e, "dropout is %g; it must be from 0 to below 1", g->dropout);
     if (!(g->time_scale > 0 && g->time_scale <= 1e12))
         return err_set(e, "the time scale is %g ns; it must be positive", g->time_scale);
+    if (!(g->position_scale > 0 && g->position_scale <= 1e12))
+        return err_set(e, "the position scale is %g m; it must be positive", g->position_scale);
     if (g->max_doms < 1)
         return err_set(e, "at most %d DOMs an event are none; give at least 1", g->max_doms);
     return 0;
@@ -67,9 +70,10 @@ void ice_flat_config_json(const IceFlatConfig *g, char *text, size_t size) {
     snprintf(text, size,
              "{\"model\": \"flat\", \"d_model\": %d, \"num_heads\": %d, \"num_layers\": %d, "
              "\"hidden_dim\": %d, \"head_hidden_dim\": %d, \"max_pulses_per_dom\": %d, "
-             "\"input_mode\": \"%s\", \"dropout\": %g, \"time_scale\": %.9g, \"max_doms\": %d}",
+             "\"input_mode\": \"%s\", \"dropout\": %g, \"time_scale\": %.9g, \"position_scale\": "
+             "%.9g, \"max_doms\": %d}",
              g->d_model, g->n_heads, g->n_layers, g->d_ff, g->head_hidden, g->K, g->input,
-             g->dropout, g->time_scale, g->max_doms);
+             g->dropout, g->time_scale, g->position_scale, g->max_doms);
 }
 
 int ice_flat_config_parse(IceFlatConfig *g, const char *json, Err *e) {
@@ -102,10 +106,12 @@ int ice_flat_config_parse(IceFlatConfig *g, const char *json, Err *e) {
     }
     const cJSON *input = cJSON_GetObjectItemCaseSensitive(o, "input_mode"),
                 *dropout = cJSON_GetObjectItemCaseSensitive(o, "dropout"),
-                *time_scale = cJSON_GetObjectItemCaseSensitive(o, "time_scale");
+                *time_scale = cJSON_GetObjectItemCaseSensitive(o, "time_scale"),
+                *position_scale = cJSON_GetObjectItemCaseSensitive(o, "position_scale");
     if (cJSON_IsString(input)) g->input = input_name(input->valuestring);
     if (cJSON_IsNumber(dropout)) g->dropout = dropout->valuedouble;
     if (cJSON_IsNumber(time_scale)) g->time_scale = time_scale->valuedouble;
+    if (cJSON_IsNumber(position_scale)) g->position_scale = position_scale->valuedouble;
     cJSON_Delete(o);
     if (wrong) return err_set(e, "the config's %s is no number that fits", wrong);
     return ice_flat_config_check(g, e);

@@ -18,10 +18,10 @@
 
 typedef struct IceFlatConfig {
     int d_model, n_heads, n_layers, d_ff, head_hidden;
-    int K;             /* pulses kept a DOM */
-    const char *input; /* linear, mlp, none */
-    double dropout;    /* on the residual branches and in the head */
-    double time_scale;
+    int K;                             /* pulses kept a DOM */
+    const char *input;                 /* linear, mlp, none */
+    double dropout;                    /* on the residual branches and in the head */
+    double time_scale, position_scale; /* as the hierarchical model's */
     int max_doms;
 } IceFlatConfig;
 

@@ -95,6 +95,8 @@ static int model_options(IceSettings *s, Option *row) {
          "on the residual branches and the head", NULL},
         {"time-scale", OPT_DOUBLE, &g->time_scale, "3e4", 1, 1e12,
          "what the pulses' times are divided by, ns", NULL},
+        {"position-scale", OPT_DOUBLE, &g->position_scale, "500", 0.001, 1e12,
+         "what the sensors' positions are divided by, m", NULL},
         {"max-doms", OPT_INT, &g->max_doms, "2048", 1, 5160,
          "DOMs of an event that the model reads, the earliest", NULL},
         {"t1-layers", OPT_INT, &g->t1_layers, "4", 0, 256, "hierarchical: layers over pulses",
@@ -177,10 +179,15 @@ static int adopt_sizes(Options *o, const Size *size, size_t n, Err *e) {
 static int adopt_dom(Options *o, const char *json, Err *e) {
     IceConfig g;
     if (ice_config_parse(&g, json, e)) return -1;
-    const Size size[] = {
-        {"d-model", g.d_model},     {"n-heads", g.n_heads},       {"d-ff", g.d_ff},
-        {"dropout", g.dropout},     {"time-scale", g.time_scale}, {"max-doms", g.max_doms},
-        {"t1-layers", g.t1_layers}, {"t2-layers", g.t2_layers}};
+    const Size size[] = {{"d-model", g.d_model},
+                         {"n-heads", g.n_heads},
+                         {"d-ff", g.d_ff},
+                         {"dropout", g.dropout},
+                         {"time-scale", g.time_scale},
+                         {"position-scale", g.position_scale},
+                         {"max-doms", g.max_doms},
+                         {"t1-layers", g.t1_layers},
+                         {"t2-layers", g.t2_layers}};
     if (adopt_sizes(o, size, sizeof size / sizeof *size, e)) return -1;
     return options_preset(o, "pooling", g.pooling, e);
 }
@@ -188,10 +195,16 @@ static int adopt_dom(Options *o, const char *json, Err *e) {
 static int adopt_flat(Options *o, const char *json, Err *e) {
     IceFlatConfig g;
     if (ice_flat_config_parse(&g, json, e)) return -1;
-    const Size size[] = {
-        {"d-model", g.d_model},   {"n-heads", g.n_heads},         {"d-ff", g.d_ff},
-        {"dropout", g.dropout},   {"time-scale", g.time_scale},   {"max-doms", g.max_doms},
-        {"n-layers", g.n_layers}, {"head-hidden", g.head_hidden}, {"k", g.K}};
+    const Size size[] = {{"d-model", g.d_model},
+                         {"n-heads", g.n_heads},
+                         {"d-ff", g.d_ff},
+                         {"dropout", g.dropout},
+                         {"time-scale", g.time_scale},
+                         {"position-scale", g.position_scale},
+                         {"max-doms", g.max_doms},
+                         {"n-layers", g.n_layers},
+                         {"head-hidden", g.head_hidden},
+                         {"k", g.K}};
     if (adopt_sizes(o, size, sizeof size / sizeof *size, e)) return -1;
     return options_preset(o, "input", g.input, e);
 }
@@ -228,6 +241,7 @@ int ice_settings_check(IceSettings *s, const Options *o, Err *e) {
     s->flat.d_ff = s->dom.d_ff;
     s->flat.dropout = s->dom.dropout;
     s->flat.time_scale = s->dom.time_scale;
+    s->flat.position_scale = s->dom.position_scale;
     s->flat.max_doms = s->dom.max_doms;
     return flat ? ice_flat_config_check(&s->flat, e) : ice_config_check(&s->dom, e);
 }

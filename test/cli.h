@@ -1,7 +1,7 @@
-/* Starts train_wm as a user does, as a child process, and takes what it leaves: exit status,
- * stdout, stderr. The program is the one of the test's own flavour: ./train_wm beside
- * build/release, or build/FLAVOUR/bin/train_wm. An argument that begins with @ is a path in the
- * test's scratch folder:
+/* Starts a program as a user does, as a child process, and takes what it leaves: exit status,
+ * stdout, stderr. Its name is CLI_PROGRAM, which the test defines (test/cli_wm.h, cli_icecube.h),
+ * and it is the one of the test's own flavour: ./NAME beside build/release, or
+ * build/FLAVOUR/bin/NAME. An argument that begins with @ is a path in the test's scratch folder:
  *
  *   Cli r = cli_run(state, CLI_SMALL, "--steps", "6", "--out", "@run");
  *   assert_int_equal(r.status, 0);
@@ -11,21 +11,17 @@
 #define TEST_CLI_H
 
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <cjson/cJSON.h>
+
 #include "llmc_like/fsio.h"
 #include "test/scratch.h"
-
-/* A model that makes a step in milliseconds. Nothing periodic: a test asks for what it looks at. */
-#define CLI_MODEL "--d-model", "32", "--n-heads", "2", "--n-blocks", "1", "--frames", "3"
-#define CLI_SMALL                                                                             \
-    CLI_MODEL, "--batch", "2", "--steps", "4", "--eval-clips", "2", "--threads", "2",         \
-        "--eval-every", "0", "--save-every", "0", "--sample-steps", "1", "--actions", "up*2", \
-        "--warmup", "2"
 
 enum { CLI_ARGS = 80, CLI_SECONDS = 100 };
 
@@ -42,9 +38,9 @@ static inline void cli_program(char path[SCRATCH_PATH]) {
     self[n] = 0;
     for (int i = 0; i < 2; i++) *strrchr(self, '/') = 0; /* build/FLAVOUR */
     const bool release = !strcmp(strrchr(self, '/'), "/release");
-    assert_true(snprintf(path, SCRATCH_PATH, "%s/%strain_wm", self, release ? "../../" : "bin/") <
-                SCRATCH_PATH);
-    if (access(path, X_OK)) fail_msg("%s is not built: make train_wm first", path);
+    assert_true(snprintf(path, SCRATCH_PATH, "%s/%s" CLI_PROGRAM, self,
+                         release ? "../../" : "bin/") < SCRATCH_PATH);
+    if (access(path, X_OK)) fail_msg("%s is not built: make " CLI_PROGRAM " first", path);
 }
 
 /* In the child: no more than file_limit bytes a file (0: as many as the disk takes). */
@@ -130,8 +126,8 @@ static inline char *cli_good(Cli r) {
  * words (separated by |). */
 static inline void cli_refused(Cli r, const char *words) {
     char word[256];
-    if (r.status != 1 || r.signal || strncmp(r.err, "train_wm: ", 10) ||
-        strstr(r.err + 1, "train_wm: "))
+    if (r.status != 1 || r.signal || strncmp(r.err, CLI_PROGRAM ": ", sizeof CLI_PROGRAM + 1) ||
+        strstr(r.err + 1, CLI_PROGRAM ": "))
         fail_msg("status %d, signal %d where 1 and a sentence with %s were expected; stderr: %s",
                  r.status, r.signal, words, r.err);
     while (*words) {
@@ -146,6 +142,60 @@ static inline void cli_refused(Cli r, const char *words) {
 static inline bool cli_exists(void **state, const char *name) {
     char path[SCRATCH_PATH];
     return access(scratch_path(state, name, path), F_OK) == 0;
+}
+
+static inline void assert_says(const char *text, const char *words) {
+    if (!strstr(text, words)) fail_msg("no '%s' in:\n%s", words, text);
+}
+
+/* ---- metrics.jsonl ---- */
+
+enum { MOST_LINES = 128 };
+
+typedef struct Lines {
+    int n;
+    cJSON *line[MOST_LINES];
+} Lines;
+
+/* The lines that have this key. */
+static inline Lines metrics(void **state, const char *run, const char *key) {
+    char name[64], *save;
+    snprintf(name, sizeof name, "%s/metrics.jsonl", run);
+    char *text = cli_text(state, name);
+    Lines l = {0};
+    for (char *at = strtok_r(text, "\n", &save); at; at = strtok_r(NULL, "\n", &save)) {
+        cJSON *json = cJSON_Parse(at);
+        if (!json) fail_msg("no JSON: %s", at);
+        if (cJSON_HasObjectItem(json, key)) {
+            assert_true(l.n < MOST_LINES);
+            l.line[l.n++] = json;
+        } else {
+            cJSON_Delete(json);
+        }
+    }
+    free(text);
+    return l;
+}
+
+static inline void free_lines(Lines *l) {
+    for (int i = 0; i < l->n; i++) cJSON_Delete(l->line[i]);
+}
+
+static inline double number(const cJSON *o, const char *key) {
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, key);
+    if (!cJSON_IsNumber(v)) fail_msg("no number '%s'", key);
+    return v->valuedouble;
+}
+
+/* Largest difference of the two runs' losses; NaN where they have not the same steps. */
+static inline double loss_difference(void **state, const char *run, const char *other) {
+    Lines a = metrics(state, run, "loss"), b = metrics(state, other, "loss");
+    double diff = a.n && a.n == b.n ? 0 : NAN;
+    for (int i = 0; i < a.n && i < b.n; i++)
+        diff = fmax(diff, fabs(number(a.line[i], "loss") - number(b.line[i], "loss")));
+    free_lines(&a);
+    free_lines(&b);
+    return diff;
 }
 
 #endif

@@ -115,10 +115,12 @@ static int read_events(Case *k, Err *e) {
 }
 
 static void collate(Case *k) {
-    IceCollate how = {.xyz = k->xyz,
-                      .time_scale = k->is_flat ? k->flat_cfg.time_scale : k->cfg.time_scale,
-                      .max_doms = k->is_flat ? k->flat_cfg.max_doms : k->cfg.max_doms,
-                      .K = k->is_flat ? k->flat_cfg.K : 0};
+    IceCollate how = {
+        .xyz = k->xyz,
+        .time_scale = k->is_flat ? k->flat_cfg.time_scale : k->cfg.time_scale,
+        .position_scale = k->is_flat ? k->flat_cfg.position_scale : k->cfg.position_scale,
+        .max_doms = k->is_flat ? k->flat_cfg.max_doms : k->cfg.max_doms,
+        .K = k->is_flat ? k->flat_cfg.K : 0};
     const IceEvent **event = fixture_alloc(sizeof *event * (size_t)k->B);
     for (int i = 0; i < k->B; i++) event[i] = &k->event[i];
     ice_batch_make(&k->batch, event, k->B, &how, false);

@@ -32,6 +32,26 @@ static void arena_grows_and_merges(void **state) {
     arena_free(&a);
 }
 
+/* What is reserved comes from one block after a reset, and a little more needs no new one. */
+static void arena_reserves_ahead(void **state) {
+    Arena a;
+    Err e = {""};
+    (void)state;
+    arena_init(&a, "test", false);
+    assert_int_equal(arena_reserve(&a, 8 << 20, &e), 0);
+    assert_int_equal(arena_reserve(&a, 9 << 20, &e), 0);
+    arena_reset(&a);
+    assert_int_equal(a.n_chunks, 1);
+    assert_true(a.chunk[0].size >= 12 << 20);
+    assert_int_equal(arena_reserve(&a, 12 << 20, &e), 0);
+    arena_alloc(&a, 12 << 20);
+    assert_int_equal(a.n_chunks, 1);
+    assert_int_equal(arena_reserve(&a, 64 << 20, &e), 0);
+    arena_reset(&a);
+    assert_true(a.n_chunks == 1 && a.chunk[0].size >= 64 << 20);
+    arena_free(&a);
+}
+
 static void dry_arena_counts_the_same(void **state) {
     (void)state;
     Arena real, dry;
@@ -151,6 +171,7 @@ static void parameters_are_drawn_by_their_number(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arena_grows_and_merges),
+        cmocka_unit_test(arena_reserves_ahead),
         cmocka_unit_test(dry_arena_counts_the_same),
         cmocka_unit_test(pool_gives_blocks_again),
         cmocka_unit_test(refuses_more_than_the_machine_has),

@@ -87,7 +87,8 @@ static void expect_pulse(const float *x, const IceEvent *e, const Row *row, doub
 
 static void expect_vector(const float *x, const IceEvent *e, const Dom *dom, const Row *row,
                           const IceCollate *how) {
-    for (int c = 0; c < 3; c++) expect_near(x[c], (double)how->xyz[3 * dom->sensor + c] / 500);
+    for (int c = 0; c < 3; c++)
+        expect_near(x[c], (double)how->xyz[3 * dom->sensor + c] / how->position_scale);
     expect_near(x[3], log1p(dom->n) / 3 - 1);
     for (int k = 0; k < how->K; k++) {
         const float *pulse = x + 4 + 3 * k;
@@ -108,7 +109,7 @@ static void expect_dom(const IceBatch *b, int m, int first_pulse, const Dom *dom
     assert_int_equal(b->dom_offsets[m], first_pulse);
     assert_int_equal(b->dom_token[m], first_pulse + m);
     for (int c = 0; c < 3; c++)
-        expect_near(b->xyz[3 * m + c], (double)how->xyz[3 * dom->sensor + c] / 500);
+        expect_near(b->xyz[3 * m + c], (double)how->xyz[3 * dom->sensor + c] / how->position_scale);
     if (how->K)
         expect_vector(b->dom_vector + (int64_t)m * (4 + 3 * how->K), e, dom, row, how);
     else
@@ -185,7 +186,8 @@ static void random_events_are_grouped(void **state) {
     for (size_t m = 0; m < sizeof max_doms / sizeof *max_doms; m++)
         for (size_t k = 0; k < sizeof K / sizeof *K; k++)
             for (int n = EVENTS; n >= 1; n /= 3) { /* smaller ones into the same memory */
-                IceCollate how = {geometry, k % 2 ? 3e4 : 3e3, max_doms[m], K[k]};
+                IceCollate how = {geometry, k % 2 ? 3e4 : 3e3, k % 2 ? 500 : 100, max_doms[m],
+                                  K[k]};
                 ice_batch_make(&b, e, n, &how, false);
                 check_batch(&b, e, n, &how);
             }
@@ -199,7 +201,7 @@ static void the_largest_event_goes_through(void **state) {
     const IceEvent *e[] = {&event, &one};
     IceBatch b = {0};
     for (int K = 0; K < 5; K += 4) {
-        IceCollate how = {geometry, 3e4, 2048, K};
+        IceCollate how = {geometry, 3e4, 500, 2048, K};
         ice_batch_make(&b, e, 2, &how, false);
         check_batch(&b, e, 2, &how);
         assert_int_equal(b.M, 2048 + 1);
@@ -213,7 +215,7 @@ static void memory_is_kept(void **state) {
     (void)state;
     IceEvent event = random_event(3, 1000, 5160), small = random_event(4, 10, 5160);
     const IceEvent *e = &event, *s = &small;
-    IceCollate how = {geometry, 3e4, 0, 0};
+    IceCollate how = {geometry, 3e4, 500, 0, 0};
     IceBatch b = {0};
     ice_batch_make(&b, &e, 1, &how, false);
     const void *block = b.block;
@@ -230,7 +232,7 @@ static void linefit_is_given_where_asked_for(void **state) {
     (void)state;
     IceEvent event = random_event(9, 200, 5160);
     const IceEvent *e = &event;
-    IceCollate how = {geometry, 3e4, 10, 0};
+    IceCollate how = {geometry, 3e4, 500, 10, 0};
     IceBatch b = {0};
     float want[3];
     bool ok = ice_linefit(e, geometry, want);
@@ -294,7 +296,7 @@ static void originals_hierarchical_grouping(void **state) {
     (void)state;
     Golden g;
     open_golden(&g, "icecube_hierarchical.safetensors");
-    IceCollate how = {entry(&g, "in.sensor_geometry", DT_F32)->data, 3e4, 2048, 0};
+    IceCollate how = {entry(&g, "in.sensor_geometry", DT_F32)->data, 3e4, 500, 2048, 0};
     IceBatch b = {0};
     ice_batch_make(&b, g.e, g.n, &how, false);
     const StEntry *sensor = entry(&g, "out.dom_sensor_id", DT_I64);
@@ -319,7 +321,7 @@ static void originals_flat_vectors(void **state) {
     const int max_doms = (int)vectors->shape[1], width = (int)vectors->shape[2];
     const uint8_t *valid = entry(&g, "out.dom_valid", DT_U8)->data;
     const float *want = vectors->data;
-    IceCollate how = {entry(&g, "in.sensor_geometry", DT_F32)->data, 3e4, max_doms,
+    IceCollate how = {entry(&g, "in.sensor_geometry", DT_F32)->data, 3e4, 500, max_doms,
                       (width - 4) / 3};
     IceBatch b = {0};
     ice_batch_make(&b, g.e, g.n, &how, false);

@@ -216,7 +216,7 @@ static void damaged_events_are_named_or_left_out(void **state) {
     for (int damage = CHARGE; damage <= DIRECTION; damage++) {
         write_batch(state, 3, 23, 3007, (enum Damage)damage);
         open_data(&d, o);
-        IceCollate how = {d.xyz, 3e4, 0, 0};
+        IceCollate how = {d.xyz, 3e4, 500, 0, 0};
         Err e = {""};
         assert_int_equal(ice_step_make(&s, &d, false, 0, 64, 0, &how, false, &e), -1);
         EXPECT_WORDS(e.text, "event 3007 of batch 3 is damaged",
@@ -240,7 +240,7 @@ static void damaged_events_are_named_or_left_out(void **state) {
     /* Not to be trained on, an event without a direction is as good as any other. */
     o.need_directions = false;
     open_data(&d, o);
-    IceCollate how = {d.xyz, 3e4, 0, 0};
+    IceCollate how = {d.xyz, 3e4, 500, 0, 0};
     assert_int_equal(ice_step_make(&s, &d, false, 0, 64, 0, &how, false, NULL), 0);
     for (int i = 0; i < 64; i++) {
         const IceLabel *label = &s.part[0].label[i];
@@ -261,7 +261,7 @@ static void steps_of_nothing_but_damage(void **state) {
     IceDataOptions o = options(state, "1,3,655");
     o.skip_bad = true;
     open_data(&d, o);
-    IceCollate how = {d.xyz, 3e4, 0, 0};
+    IceCollate how = {d.xyz, 3e4, 500, 0, 0};
     assert_int_equal(ice_step_make(&s, &d, false, 0, 3, 0, &how, false, &e), -1);
     EXPECT_WORDS(e.text, "all 3 events", "event 2000 of batch 2");
     ice_step_free(&s);
@@ -335,7 +335,7 @@ static void parts_are_bounded_and_whole(void **state) {
     IceStepBatch whole = {0}, s = {0};
     open_data(&d, options(state, "655"));
     for (int max_doms = 0; max_doms < 8; max_doms += 7) {
-        IceCollate how = {d.xyz, 3e4, max_doms, 0};
+        IceCollate how = {d.xyz, 3e4, 500, max_doms, 0};
         assert_int_equal(ice_step_make(&whole, &d, false, 64, 50, 0, &how, true, NULL), 0);
         assert_int_equal(whole.n_parts, 1);
         check_parts(&whole, 50, 0);
@@ -356,7 +356,7 @@ static void equal_events_are_in_order(void **state) {
     IceData d;
     IceStepBatch s = {0};
     open_data(&d, options(state, "all"));
-    IceCollate how = {d.xyz, 3e4, 1, 0}; /* one DOM: of one or two pulses */
+    IceCollate how = {d.xyz, 3e4, 500, 1, 0}; /* one DOM: of one or two pulses */
     assert_int_equal(ice_step_make(&s, &d, true, 0, 94, 0, &how, false, NULL), 0);
     const IceBatch *b = &s.part[0];
     for (int i = 1; i < b->B; i++)
@@ -391,7 +391,7 @@ static void an_event_of_178000_pulses_goes_through(void **state) {
     IceData d;
     IceStepBatch s = {0};
     open_data(&d, options(&own, "all"));
-    IceCollate how = {d.xyz, 3e4, 2048, 0};
+    IceCollate how = {d.xyz, 3e4, 500, 2048, 0};
     assert_int_equal(ice_step_make(&s, &d, true, 0, 2, 8192, &how, false, NULL), 0);
     assert_int_equal(s.n_parts, 2);
     assert_int_equal(s.part[0].N, 1);
@@ -416,7 +416,7 @@ static void the_simulator_is_endless(void **state) {
     assert_true(d.n_train == ICE_ENDLESS && d.n_held == ICE_ENDLESS);
     IceReader *r = ice_reader_new(&d);
     const uint64_t first = UINT64_C(1) << 33;
-    IceCollate how = {d.xyz, 3e4, 0, 4};
+    IceCollate how = {d.xyz, 3e4, 500, 0, 4};
     for (int held = 0; held < 2; held++) {
         assert_int_equal(ice_step_make(&s, &d, held, first, 8, 500, &how, true, NULL), 0);
         check_parts(&s, 8, 500);
@@ -452,7 +452,7 @@ static void memory_is_kept_from_step_to_step(void **state) {
     IceData d;
     IceStepBatch s = {0};
     open_data(&d, options(state, "655"));
-    IceCollate how = {d.xyz, 3e4, 0, 0};
+    IceCollate how = {d.xyz, 3e4, 500, 0, 0};
     ice_step_make(&s, &d, false, 0, 64, 100, &how, false, NULL);
     const int n = s.n_parts;
     assert_true(n > 4);

@@ -145,6 +145,7 @@ static void test_config_as_text(void **state) {
                              .input = "none",
                              .dropout = 0.25,
                              .time_scale = 3000,
+                             .position_scale = 100,
                              .max_doms = 77};
     IceFlatConfig back;
     char text[512], again[512];
@@ -164,6 +165,7 @@ static void test_config_as_text(void **state) {
                {"{\"model\": \"flat\", \"max_pulses_per_dom\": 0}", "K is 0"},
                {"{\"model\": \"flat\", \"dropout\": 1}", "dropout"},
                {"{\"model\": \"flat\", \"time_scale\": 0}", "time scale"},
+               {"{\"model\": \"flat\", \"position_scale\": -1}", "position scale"},
                {"{\"model\": \"flat\", \"max_doms\": 0}", "DOMs"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(ice_flat_config_parse(&back, bad[i].json, &e), -1);

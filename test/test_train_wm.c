@@ -9,69 +9,13 @@
 
 #include <cmocka.h>
 
-#include <cjson/cJSON.h>
-
 #include "data/picture.h"
 #include "data/pong.h"
 #include "kernels/attention.h"
 #include "llmc_like/npy.h"
 #include "llmc_like/safetensors.h"
 #include "models/wm_options.h"
-#include "test/cli.h"
-
-static void assert_says(const char *text, const char *words) {
-    if (!strstr(text, words)) fail_msg("no '%s' in:\n%s", words, text);
-}
-
-/* ---- metrics.jsonl ---- */
-
-enum { MOST_LINES = 32 };
-
-typedef struct Lines {
-    int n;
-    cJSON *line[MOST_LINES];
-} Lines;
-
-/* The lines that have this key. */
-static Lines metrics(void **state, const char *run, const char *key) {
-    char name[64], *save;
-    snprintf(name, sizeof name, "%s/metrics.jsonl", run);
-    char *text = cli_text(state, name);
-    Lines l = {0};
-    for (char *at = strtok_r(text, "\n", &save); at; at = strtok_r(NULL, "\n", &save)) {
-        cJSON *json = cJSON_Parse(at);
-        if (!json) fail_msg("no JSON: %s", at);
-        if (cJSON_HasObjectItem(json, key)) {
-            assert_true(l.n < MOST_LINES);
-            l.line[l.n++] = json;
-        } else {
-            cJSON_Delete(json);
-        }
-    }
-    free(text);
-    return l;
-}
-
-static void free_lines(Lines *l) {
-    for (int i = 0; i < l->n; i++) cJSON_Delete(l->line[i]);
-}
-
-static double number(const cJSON *o, const char *key) {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, key);
-    if (!cJSON_IsNumber(v)) fail_msg("no number '%s'", key);
-    return v->valuedouble;
-}
-
-/* Largest difference of the two runs' losses; NaN where they have not the same steps. */
-static double loss_difference(void **state, const char *run, const char *other) {
-    Lines a = metrics(state, run, "loss"), b = metrics(state, other, "loss");
-    double diff = a.n && a.n == b.n ? 0 : NAN;
-    for (int i = 0; i < a.n && i < b.n; i++)
-        diff = fmax(diff, fabs(number(a.line[i], "loss") - number(b.line[i], "loss")));
-    free_lines(&a);
-    free_lines(&b);
-    return diff;
-}
+#include "test/cli_wm.h"
 
 /* ---- pictures ---- */
 

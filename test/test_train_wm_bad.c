@@ -11,8 +11,9 @@
 
 #include "data/picture.h"
 #include "llmc_like/npy.h"
-#include "llmc_like/safetensors.h"
-#include "test/cli.h"
+#include "test/cli_wm.h"
+
+#include "test/cli_checkpoint.h"
 
 /* ---- options ---- */
 
@@ -206,36 +207,6 @@ static void good_run(void **state) {
         cli_good(cli_run(state, CLI_SMALL, "--steps", "2", "--save-every", "2", "--out", "@good")));
 }
 
-/* Copies a checkpoint tensor by tensor through `change`, which may alter it (no name: leave it
- * out), and drops the checksum. */
-typedef void ChangeFn(StEntry *t, float *data);
-
-static void rewrite(void **state, const char *from, const char *to, ChangeFn change) {
-    char path[SCRATCH_PATH];
-    Err e = {""};
-    StFile f;
-    StWriter w;
-    if (st_open(scratch_path(state, from, path), &f, &e)) fail_msg("%s", e.text);
-    st_writer_init(&w);
-    float **copy = calloc((size_t)f.n, sizeof *copy);
-    assert_non_null(copy);
-    for (int i = 0; i < f.n; i++) {
-        StEntry t = f.entry[i];
-        assert_non_null(copy[i] = malloc(t.bytes));
-        memcpy(copy[i], t.data, t.bytes);
-        change(&t, copy[i]);
-        if (t.name) st_writer_add(&w, t.name, t.dtype, t.ndim, t.shape, copy[i]);
-    }
-    const char *key, *value;
-    for (int i = 0; (key = st_meta_at(&f, i, &value)); i++)
-        if (strcmp(key, "checksum")) st_writer_meta(&w, key, value);
-    if (st_writer_save(&w, scratch_path(state, to, path), &e)) fail_msg("%s", e.text);
-    st_writer_free(&w);
-    for (int i = 0; i < f.n; i++) free(copy[i]);
-    free(copy);
-    st_close(&f);
-}
-
 static void misshape(StEntry *t, float *data) {
     (void)data;
     if (!strcmp(t->name, "param.registers")) {
@@ -301,27 +272,6 @@ static void damaged_checkpoints(void **state) {
 }
 
 /* ---- nothing lost ---- */
-
-static bool same_file(void **state, const char *a, const char *b) {
-    char path[SCRATCH_PATH], *x, *y;
-    size_t n, m;
-    Err e = {""};
-    assert_int_equal(read_whole_file(scratch_path(state, a, path), &x, &n, &e), 0);
-    assert_int_equal(read_whole_file(scratch_path(state, b, path), &y, &m, &e), 0);
-    const bool same = n == m && !memcmp(x, y, n);
-    free(x);
-    free(y);
-    return same;
-}
-
-static void copy_file(void **state, const char *from, const char *to) {
-    char path[SCRATCH_PATH], *bytes;
-    size_t size;
-    Err e = {""};
-    assert_int_equal(read_whole_file(scratch_path(state, from, path), &bytes, &size, &e), 0);
-    assert_int_equal(scratch_write(scratch_path(state, to, path), bytes, size), 0);
-    free(bytes);
-}
 
 static int leftovers;
 

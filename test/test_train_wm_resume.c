@@ -1,76 +1,22 @@
 /* Checkpoints of train_wm: a run that was stopped, killed or interrupted and goes on is the same to
  * the bit as one that never stopped. */
-#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include <cmocka.h>
 
-#include "llmc_like/safetensors.h"
-#include "test/cli.h"
+#include "test/cli_wm.h"
 
-/* Losses and gradient norms of metrics.jsonl as they are written, one "step loss norm" a line. */
-static char *losses(void **state, const char *run) {
-    char name[64];
-    snprintf(name, sizeof name, "%s/metrics.jsonl", run);
-    char *text = cli_text(state, name), *list = calloc(1, strlen(text) + 1), *save;
-    assert_non_null(list);
-    for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-        char *lr = strstr(line, ",\"lr\"");
-        if (!lr) continue; /* an evaluation's */
-        *lr = 0;
-        strcat(strcat(list, line), "\n");
-    }
-    free(text);
-    return list;
-}
-
-/* All tensors of the two runs' last checkpoints, and what tells where they are. */
-static void same_tensors(void **state, const char *run, const char *other) {
-    char name[64], path[SCRATCH_PATH];
-    StFile a, b;
-    Err e = {""};
-    snprintf(name, sizeof name, "%s/checkpoints/last.safetensors", run);
-    if (st_open(scratch_path(state, name, path), &a, &e)) fail_msg("%s", e.text);
-    snprintf(name, sizeof name, "%s/checkpoints/last.safetensors", other);
-    if (st_open(scratch_path(state, name, path), &b, &e)) fail_msg("%s", e.text);
-    assert_int_equal(a.n, b.n);
-    assert_true(a.n > 60); /* parameters and moments */
-    for (int i = 0; i < a.n; i++) {
-        const StEntry *t = st_find(&b, a.entry[i].name);
-        assert_non_null(t);
-        assert_int_equal(t->bytes, a.entry[i].bytes);
-        if (memcmp(t->data, a.entry[i].data, t->bytes))
-            fail_msg("%s and %s differ in %s", run, other, t->name);
-    }
-    assert_string_equal(st_meta(&a, "step"), st_meta(&b, "step"));
-    assert_string_equal(st_meta(&a, "optim.t"), st_meta(&b, "optim.t"));
-    assert_string_equal(st_meta(&a, "checksum"), st_meta(&b, "checksum"));
-    st_close(&a);
-    st_close(&b);
-}
-
-static void same_run(void **state, const char *run, const char *other) {
-    char *a = losses(state, run), *b = losses(state, other);
-    assert_string_equal(a, b);
-    free(a);
-    free(b);
-    same_tensors(state, run, other);
-}
+#include "test/cli_checkpoint.h"
 
 /* Six steps in one go, in folder "whole", made once. */
 #define SIX CLI_SMALL, "--steps", "6", "--accumulate", "2", "--save-every", "1", "--seed", "5"
 
 static void whole_run(void **state) {
     if (!cli_exists(state, "whole")) free(cli_good(cli_run(state, SIX, "--out", "@whole")));
-}
-
-static void sleep_ms(long ms) {
-    nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
 }
 
 /* The options travel in the checkpoint: nothing but the folder is named again. */
@@ -100,12 +46,6 @@ static void stopped(void **state) {
     free(b);
 }
 
-static bool has_checkpoint(void **state, const char *run) {
-    char name[64];
-    snprintf(name, sizeof name, "%s/checkpoints/last.safetensors", run);
-    return cli_exists(state, name);
-}
-
 /* One start of the run in folder "killed", anew or with --resume. */
 static pid_t go_on(void **state) {
     return has_checkpoint(state, "killed")
@@ -115,34 +55,7 @@ static pid_t go_on(void **state) {
 
 static void killed(void **state) {
     whole_run(state);
-    const long first_ms[] = {1, 20, 60, 120};
-    int kills = 0;
-    for (size_t i = 0; i < sizeof first_ms / sizeof *first_ms; i++) {
-        const pid_t pid = go_on(state);
-        sleep_ms(first_ms[i]);
-        kill(pid, SIGKILL);
-        Cli r = cli_wait(state, pid);
-        kills += r.signal == SIGKILL;
-        cli_free(&r);
-    }
-    /* and right behind each checkpoint, however long that takes here */
-    for (int i = 0; i < 3; i++) {
-        char path[SCRATCH_PATH];
-        struct stat before = {0}, now;
-        scratch_path(state, "killed/checkpoints/last.safetensors", path);
-        const bool had = stat(path, &before) == 0;
-        const pid_t pid = go_on(state);
-        for (int wait = 0; wait < 30000 && waitpid(pid, NULL, WNOHANG | WNOWAIT) == 0; wait++) {
-            if (stat(path, &now) == 0 && (!had || now.st_ino != before.st_ino)) break;
-            sleep_ms(1);
-        }
-        kill(pid, SIGKILL);
-        Cli r = cli_wait(state, pid);
-        kills += r.signal == SIGKILL;
-        if (!r.signal && r.status) assert_non_null(strstr(r.err, "made 6 steps already"));
-        cli_free(&r);
-    }
-    assert_true(kills >= 3);
+    kill_often(state, "killed", go_on);
     Cli r = cli_wait(state, go_on(state));
     if (r.status) assert_non_null(strstr(r.err, "made 6 steps already"));
     cli_free(&r);
@@ -153,13 +66,7 @@ static void killed(void **state) {
 static void interrupted_run(void **state) {
     whole_run(state);
     const pid_t pid = cli_begin(state, CLI_SMALL, "--steps", "1000000", "--out", "@stopped");
-    for (int wait = 0; wait < 60000; wait++, sleep_ms(1)) {
-        if (!cli_exists(state, "stopped/metrics.jsonl")) continue;
-        char *list = losses(state, "stopped");
-        const bool going = strstr(list, "\"step\":1,") != NULL;
-        free(list);
-        if (going) break;
-    }
+    wait_for_steps(state, "stopped");
     kill(pid, SIGINT);
     char *out = cli_good(cli_wait(state, pid));
     const char *told = strstr(out, "stopped after step ");
@@ -203,16 +110,6 @@ static void extended(void **state) {
     assert_int_equal(lines, 5);
     free(list);
     cli_refused(cli_run(state, "--resume", "@more"), "5 steps already|--steps");
-}
-
-static int count(void **state, const char *folder, const char *prefix) {
-    char path[SCRATCH_PATH];
-    int n = 0;
-    DIR *d = opendir(scratch_path(state, folder, path));
-    assert_non_null(d);
-    for (struct dirent *f; (f = readdir(d));) n += !strncmp(f->d_name, prefix, strlen(prefix));
-    closedir(d);
-    return n;
 }
 
 /* Evaluated every step: the five with the lowest held-out loss stay, and the last. */

@@ -119,7 +119,7 @@ typedef struct Rate {
 static int measure(const Bench *o, const IceData *d, int max_doms, int K, int n_events, Rate *rate,
                    Err *e) {
     static double seconds[MAX_REPEATS];
-    Source source = {.data = d, .bench = o, .how = {d->xyz, 3e4, max_doms, K}};
+    Source source = {.data = d, .bench = o, .how = {d->xyz, 3e4, 500, max_doms, K}};
     const int n_steps = (n_events + o->batch - 1) / o->batch;
     double pulses = 0, doms = 0;
     Loader l;
