@@ -49,13 +49,14 @@ static void *work(void *argument) {
     return NULL;
 }
 
-int loader_init(Loader *l, LoaderFn fn, void *user, size_t batch_bytes, int n_buffers,
-                uint64_t first, Err *e) {
+int loader_init(Loader *l, LoaderFn fn, LoaderFree release, void *user, size_t batch_bytes,
+                int n_buffers, uint64_t first, Err *e) {
     memset(l, 0, sizeof *l);
     if (!n_buffers) n_buffers = LOADER_BUFFERS;
     CHECK(n_buffers >= 2 && n_buffers <= LOADER_MAX_BUFFERS && batch_bytes > 0,
           "%d buffers of %zu bytes", n_buffers, batch_bytes);
     l->fn = fn;
+    l->release = release;
     l->user = user;
     l->n_buffers = n_buffers;
     l->made = l->taken = first;
@@ -67,6 +68,7 @@ int loader_init(Loader *l, LoaderFn fn, void *user, size_t batch_bytes, int n_bu
     if (!l->memory)
         return err_set(e, "no memory for %d batches of %zu bytes: choose a smaller batch",
                        n_buffers, batch_bytes);
+    memset(l->memory, 0, bytes);
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->filled, NULL);
     pthread_cond_init(&l->freed, NULL);
@@ -117,6 +119,8 @@ void loader_stop(Loader *l) {
     pthread_cond_destroy(&l->freed);
     pthread_cond_destroy(&l->filled);
     pthread_mutex_destroy(&l->lock);
+    for (int i = 0; l->release && i < l->n_buffers; i++)
+        l->release(l->memory + (size_t)i * l->stride);
     free(l->memory);
     l->memory = NULL;
     l->running = false;

@@ -6,7 +6,9 @@
  *      thread:   fn(first) fn(first+1) fn(first+2) ... as long as a buffer is free
  *      caller:   loader_next -> first    (compute)    loader_next -> first+1 ...
  *
- * One caller at a time. The buffers are taken once; nothing is allocated afterwards. */
+ * One caller at a time. The buffers are taken once, zeroed; nothing is allocated afterwards, but
+ * what fn lets a buffer own: a batch whose size varies is a struct of pointers in the buffer, which
+ * grows as fn fills it again and again, and which `release` takes apart at the end. */
 #ifndef LLMC_LIKE_LOADER_H
 #define LLMC_LIKE_LOADER_H
 
@@ -23,10 +25,14 @@
  * sentence in *e. */
 typedef int (*LoaderFn)(void *user, uint64_t index, void *buffer, Err *e);
 
+/* Frees what fn let the buffer own; the buffer itself is the loader's. It may still be zeroed. */
+typedef void (*LoaderFree)(void *buffer);
+
 enum { LOADER_BUFFERS = 3, LOADER_MAX_BUFFERS = 64 };
 
 typedef struct Loader {
     LoaderFn fn;
+    LoaderFree release;
     void *user;
     char *memory;
     size_t stride; /* bytes from one buffer to the next */
@@ -43,11 +49,11 @@ typedef struct Loader {
     bool running; /* the thread is to be joined; the caller's own */
 } Loader;
 
-/* Starts the thread at batch `first`. n_buffers 0: LOADER_BUFFERS; at least 2 (one in use, one
- * being filled). *l must not move until loader_stop. -1 and a sentence where there is no memory or
- * no thread; then no loader_stop is needed. */
-int loader_init(Loader *l, LoaderFn fn, void *user, size_t batch_bytes, int n_buffers,
-                uint64_t first, Err *e);
+/* Starts the thread at batch `first`. release NULL: buffers own nothing. n_buffers 0:
+ * LOADER_BUFFERS; at least 2 (one in use, one being filled). *l must not move until loader_stop. -1
+ * and a sentence where there is no memory or no thread; then no loader_stop is needed. */
+int loader_init(Loader *l, LoaderFn fn, LoaderFree release, void *user, size_t batch_bytes,
+                int n_buffers, uint64_t first, Err *e);
 
 /* The next batch, valid until the next call (or loader_stop). *index: its number; *waited_s:
  * seconds this call stood waiting, 0 where the batch was ready. Either may be NULL. NULL and the
@@ -55,7 +61,8 @@ int loader_init(Loader *l, LoaderFn fn, void *user, size_t batch_bytes, int n_bu
  * later call says the same. */
 const void *loader_next(Loader *l, uint64_t *index, double *waited_s, Err *e);
 
-/* Ends: at most the one call of fn that is under way is waited for, no other begins. Fine on a
+/* Ends: at most the one call of fn that is under way is waited for, no other begins, and each
+ * buffer is released. Fine on a
  * zeroed or stopped one. */
 void loader_stop(Loader *l);
 

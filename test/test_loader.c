@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -52,7 +53,7 @@ static void in_order(void **state) {
         Err e = {""};
         double waited = -1;
         uint64_t index = 0;
-        assert_int_equal(loader_init(&l, fill, &s, WORDS * 8, n_buffers, 41, &e), 0);
+        assert_int_equal(loader_init(&l, fill, NULL, &s, WORDS * 8, n_buffers, 41, &e), 0);
         for (uint64_t i = 41; i < 241; i++) {
             const void *batch = loader_next(&l, &index, &waited, &e);
             assert_int_equal(index, i);
@@ -81,7 +82,7 @@ static void runs_ahead(void **state) {
     Loader l;
     Source s = {.bad = UINT64_MAX};
     Err e = {""};
-    assert_int_equal(loader_init(&l, fill, &s, WORDS * 8, 3, 0, &e), 0);
+    assert_int_equal(loader_init(&l, fill, NULL, &s, WORDS * 8, 3, 0, &e), 0);
     wait_for_calls(&s, 3); /* before anybody asked */
     const void *first = loader_next(&l, NULL, NULL, &e);
     usleep(5000);
@@ -101,7 +102,7 @@ static void error_in_its_place(void **state) {
         Source s = {.bad = bad};
         Err e = {""};
         uint64_t index = 99;
-        assert_int_equal(loader_init(&l, fill, &s, WORDS * 8, 3, 0, &e), 0);
+        assert_int_equal(loader_init(&l, fill, NULL, &s, WORDS * 8, 3, 0, &e), 0);
         for (uint64_t i = 0; i < bad; i++) assert_batch(loader_next(&l, NULL, NULL, &e), i);
         for (int again = 0; again < 3; again++) {
             e.text[0] = 0;
@@ -121,7 +122,7 @@ static void stops_at_any_moment(void **state) {
     Err e = {""};
     Loader l;
     Source slow = {.bad = UINT64_MAX, .waits = true, .loader = &l};
-    assert_int_equal(loader_init(&l, fill, &slow, WORDS * 8, 3, 0, &e), 0);
+    assert_int_equal(loader_init(&l, fill, NULL, &slow, WORDS * 8, 3, 0, &e), 0);
     assert_batch(loader_next(&l, NULL, NULL, &e), 0);
     for (int k = 0; k < 20000 && !slow.entered; k++) usleep(500);
     assert_true(slow.entered);
@@ -129,12 +130,12 @@ static void stops_at_any_moment(void **state) {
     assert_int_equal(slow.calls, 3);
 
     Source s = {.bad = UINT64_MAX};
-    assert_int_equal(loader_init(&l, fill, &s, WORDS * 8, 2, 0, &e), 0);
+    assert_int_equal(loader_init(&l, fill, NULL, &s, WORDS * 8, 2, 0, &e), 0);
     wait_for_calls(&s, 2);
     loader_stop(&l);
     for (int k = 0; k < 200; k++) {
         Source quick = {.bad = UINT64_MAX};
-        assert_int_equal(loader_init(&l, fill, &quick, WORDS * 8, 3, 0, &e), 0);
+        assert_int_equal(loader_init(&l, fill, NULL, &quick, WORDS * 8, 3, 0, &e), 0);
         if (k % 2) assert_batch(loader_next(&l, NULL, NULL, &e), 0);
         loader_stop(&l);
     }
@@ -148,16 +149,57 @@ static void no_memory(void **state) {
     Loader l;
     Err e = {""};
     Source s = {.bad = 0};
-    assert_int_equal(loader_init(&l, fill, &s, SIZE_MAX / 2, 3, 0, &e), -1);
+    assert_int_equal(loader_init(&l, fill, NULL, &s, SIZE_MAX / 2, 3, 0, &e), -1);
     assert_non_null(strstr(e.text, "choose a smaller batch"));
     loader_stop(&l);
+}
+
+/* A batch that owns memory of its own, which grows with the batch's number. */
+typedef struct Growing {
+    uint64_t *word, n;
+} Growing;
+
+static int grow(void *user, uint64_t index, void *buffer, Err *e) {
+    Growing *g = buffer;
+    (void)user;
+    if (g->n != (index < 3 ? 0 : index - 2)) /* zeroed at first, then what it was */
+        return err_set(e, "batch %d finds %d words", (int)index, (int)g->n);
+    g->n = index + 1;
+    g->word = realloc(g->word, g->n * sizeof *g->word);
+    for (uint64_t i = 0; i < g->n; i++) g->word[i] = index;
+    return 0;
+}
+
+static int released; /* a hook gets the buffer alone */
+
+static void release(void *buffer) {
+    free(((Growing *)buffer)->word);
+    released++;
+}
+
+static void buffers_own_what_they_grow(void **state) {
+    (void)state;
+    Loader l;
+    Err e = {""};
+    released = 0;
+    assert_int_equal(loader_init(&l, grow, release, NULL, sizeof(Growing), 3, 0, &e), 0);
+    for (uint64_t i = 0; i < 20; i++) {
+        const Growing *g = loader_next(&l, NULL, NULL, &e);
+        assert_non_null(g);
+        assert_int_equal(g->n, i + 1);
+        assert_int_equal(g->word[i], i);
+    }
+    assert_int_equal(released, 0);
+    loader_stop(&l);
+    loader_stop(&l);
+    assert_int_equal(released, 3);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(in_order),           cmocka_unit_test(runs_ahead),
         cmocka_unit_test(error_in_its_place), cmocka_unit_test(stops_at_any_moment),
-        cmocka_unit_test(no_memory),
+        cmocka_unit_test(no_memory),          cmocka_unit_test(buffers_own_what_they_grow),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -95,21 +95,20 @@ static int write_shard(const char *folder, int number, int n_events, Err *e) {
     return status;
 }
 
-/* The loader's side: step `index` into a step's own memory, which the buffer points to. */
+/* The loader's side: step `index` of these events; a buffer is a step. */
 typedef struct Source {
     const IceData *data;
     const Bench *bench;
     IceCollate how;
-    IceStepBatch step[LOADER_BUFFERS];
 } Source;
 
 static int make_step(void *user, uint64_t index, void *buffer, Err *e) {
     Source *s = user;
-    IceStepBatch *step = &s->step[index % LOADER_BUFFERS];
-    *(IceStepBatch **)buffer = step;
-    return ice_step_make(step, s->data, false, index * (uint64_t)s->bench->batch, s->bench->batch,
+    return ice_step_make(buffer, s->data, false, index * (uint64_t)s->bench->batch, s->bench->batch,
                          s->bench->max_pulses, &s->how, false, e);
 }
+
+static void free_step(void *buffer) { ice_step_free(buffer); }
 
 typedef struct Rate {
     double events, pulses, doms; /* a second; as the models see them, after max_doms */
@@ -123,16 +122,14 @@ static int measure(const Bench *o, const IceData *d, int max_doms, int K, int n_
     const int n_steps = (n_events + o->batch - 1) / o->batch;
     double pulses = 0, doms = 0;
     Loader l;
-    if (loader_init(&l, make_step, &source, sizeof(IceStepBatch *), LOADER_BUFFERS, 0, e))
-        return -1;
+    if (loader_init(&l, make_step, free_step, &source, sizeof(IceStepBatch), 0, 0, e)) return -1;
     int status = 0;
     for (int r = -1; r < o->repeats && !status; r++) {
         const double begin = now_s();
         for (int i = 0; i < n_steps && !status; i++) {
-            const void *buffer = loader_next(&l, NULL, NULL, e);
-            status = buffer ? 0 : -1;
-            if (!buffer || r < 0) continue;
-            const IceStepBatch *step = *(IceStepBatch *const *)buffer;
+            const IceStepBatch *step = loader_next(&l, NULL, NULL, e);
+            status = step ? 0 : -1;
+            if (!step || r < 0) continue;
             for (int p = 0; p < step->n_parts; p++) {
                 pulses += step->part[p].N;
                 doms += step->part[p].M;
@@ -141,7 +138,6 @@ static int measure(const Bench *o, const IceData *d, int max_doms, int K, int n_
         if (r >= 0) seconds[r] = now_s() - begin;
     }
     loader_stop(&l);
-    for (int i = 0; i < LOADER_BUFFERS; i++) ice_step_free(&source.step[i]);
     const double passes = median(seconds, o->repeats) * o->repeats;
     *rate =
         (Rate){n_steps * (double)o->batch * o->repeats / passes, pulses / passes, doms / passes};
