@@ -21,10 +21,12 @@ typedef struct Program {
     Mask dom_mask, event_mask;
     Ice dom; /* one of these two is the model */
     IceFlat flat;
-    IceStepBatch ahead[LOADER_BUFFERS]; /* what the loader's buffers point to */
-    IceStepBatch now;     /* of the plan, of evaluation and prediction; and as a buffer */
-    IceStepBatch *buffer; /* would have it: points there */
-    int64_t n_bad;        /* damaged events left out so far */
+    IceStepBatch now;  /* of the plan, of evaluation and prediction */
+    IceReader *reader; /* for a look at a single event */
+    int64_t *bad;      /* ids of the events left out so far: n_bad, room for bad_room */
+    int64_t n_bad, bad_room;
+    AtomicFile csv;            /* of a prediction; */
+    char csv_path[TRAIN_PATH]; /* "": not opened yet */
 } Program;
 
 static int options(void *self, Option *row) {
@@ -46,58 +48,70 @@ static int adopt(void *self, const char *config, Err *e) {
 
 /* ---- batches ---- */
 
-/* A loader's buffer is a pointer to a batch that grows with its events. */
 static size_t batch_bytes(void *self) {
     (void)self;
-    return sizeof(IceStepBatch *);
+    return sizeof(IceStepBatch);
 }
 
-/* Runs in the loader's thread; buffer `index` modulo their number is free again. */
+/* Runs in the loader's thread. */
 static int make_batch(void *self, uint64_t index, void *buffer, Err *e) {
-    Program *p = self;
+    const Program *p = self;
     const IceSettings *s = &p->s;
-    IceStepBatch *b = &p->ahead[index % LOADER_BUFFERS];
-    memcpy(buffer, &b, sizeof b);
-    return ice_step_make(b, &p->data, false, index * (uint64_t)s->train.batch, s->train.batch,
+    return ice_step_make(buffer, &p->data, false, index * (uint64_t)s->train.batch, s->train.batch,
                          s->max_pulses, &p->how, false, e);
 }
+
+static void free_batch(void *buffer) { ice_step_free(buffer); }
 
 /* Held-out events first .. first + count - 1 into p->now. */
 static int make_held_out(Program *p, uint64_t first, int count, Err *e) {
     return ice_step_make(&p->now, &p->data, true, first, count, p->s.max_pulses, &p->how, true, e);
 }
 
-static const IceStepBatch *step_batch(const void *buffer) {
-    const IceStepBatch *b;
-    memcpy(&b, buffer, sizeof b);
-    return b;
-}
-
-static void name_bad(Program *p, const IceStepBatch *b) {
-    if (b->n_bad) printf("left out   %s\n", b->first_bad.text);
-    if (b->n_bad > 1) printf("left out   and %d more of the same batch\n", b->n_bad - 1);
-    p->n_bad += b->n_bad;
-}
-
-static int parts(void *self, const void *batch, double units[RUN_UNITS]) {
-    Program *p = self;
-    const IceStepBatch *b = step_batch(batch);
-    for (int i = 0; i < b->n_parts; i++) {
-        units[0] += b->part[i].B;
-        units[1] += b->part[i].N;
+/* Counts an event that is left out; false where it was before. */
+static bool leave_out(Program *p, int64_t id) {
+    for (int64_t i = 0; i < p->n_bad; i++)
+        if (p->bad[i] == id) return false;
+    if (p->n_bad == p->bad_room) {
+        p->bad_room = 2 * p->bad_room + 64;
+        p->bad = realloc(p->bad, (size_t)p->bad_room * sizeof *p->bad);
+        CHECK(p->bad, "no memory for the ids of %" PRId64 " damaged events", p->bad_room);
     }
-    if (b != &p->now) name_bad(p, b);
+    p->bad[p->n_bad++] = id;
+    return true;
+}
+
+/* Names the damaged events of a step, each once in a run, and ten a step at most. */
+static void name_bad(Program *p, bool held_out, const IceStepBatch *b) {
+    enum { NAMED = 10 };
+    int n = 0;
+    for (int i = 0; i < b->n_bad; i++) {
+        int64_t id;
+        bool known;
+        Err why;
+        ice_data_event(&p->data, p->reader, held_out, b->bad[i], &id, &known, &why);
+        if (leave_out(p, id) && n++ < NAMED) printf("left out   %s\n", why.text);
+    }
+    if (n > NAMED) printf("left out   and %d more of the same batch\n", n - NAMED);
+}
+
+static int parts(void *self, const void *batch) {
+    Program *p = self;
+    const IceStepBatch *b = batch;
+    if (b != &p->now) name_bad(p, false, b);
     return b->n_parts;
 }
 
-static double share(void *self, const void *batch, int i) {
-    const IceStepBatch *b = step_batch(batch);
+static double share(void *self, const void *batch, int i, double units[RUN_UNITS]) {
+    const IceStepBatch *b = batch;
     (void)self;
+    units[0] += b->part[i].B;
+    units[1] += b->part[i].N;
     return (double)b->part[i].B / b->n_events;
 }
 
 static void part_name(void *self, const void *batch, int i, char text[PART_TEXT]) {
-    const IceBatch *b = &step_batch(batch)->part[i];
+    const IceBatch *b = &((const IceStepBatch *)batch)->part[i];
     const IceLabel *largest = b->label;
     (void)self;
     for (int j = 1; j < b->B; j++)
@@ -112,6 +126,10 @@ static void part_name(void *self, const void *batch, int i, char text[PART_TEXT]
 }
 
 /* ---- forward and loss ---- */
+
+static const IceBatch *batch_of(const TrainPart *part) {
+    return &((const IceStepBatch *)part->batch)->part[part->i];
+}
 
 static bool has_class_rows(const Program *p) { return !strcmp(p->s.dom.pooling, "class"); }
 
@@ -136,7 +154,7 @@ static Tensor *rows_of(Ctx *c, const char *name, const float *x, int64_t n, int6
 /* Unit vectors (1, B, 3). */
 static Tensor *forward(void *self, Ctx *c, const TrainPart *part) {
     Program *p = self;
-    const IceBatch *b = &step_batch(part->batch)->part[part->i];
+    const IceBatch *b = batch_of(part);
     const bool flat = ice_is_flat(&p->s);
     set_documents(p, b);
     const IceInput in = {
@@ -154,7 +172,7 @@ static Tensor *forward(void *self, Ctx *c, const TrainPart *part) {
 }
 
 static Tensor *loss(void *self, Ctx *c, const TrainPart *part) {
-    const IceBatch *b = &step_batch(part->batch)->part[part->i];
+    const IceBatch *b = batch_of(part);
     Tensor *direction = forward(self, c, part);
     return op_angle_loss(c, direction, rows_of(c, "direction", b->direction, b->B, 3));
 }
@@ -181,7 +199,7 @@ static AttnArgs shape_of(const IceSettings *s, const Mask *mask, int rows) {
 /* Of the last part, which has the longest events; T1's first, where it attends at all. */
 static int shapes(void *self, const void *first, AttnArgs *shape) {
     Program *p = self;
-    const IceStepBatch *s = step_batch(first);
+    const IceStepBatch *s = first;
     const IceBatch *b = &s->part[s->n_parts - 1];
     const IceConfig *g = &p->s.dom;
     set_documents(p, b);
@@ -196,20 +214,22 @@ static int shapes(void *self, const void *first, AttnArgs *shape) {
     return n;
 }
 
-/* The first batch there is: of training, or of what is to be predicted. */
+/* The first batch of which anything is left: of training, or of what is to be predicted. */
 static const void *first_batch(void *self, Err *e) {
     Program *p = self;
     const IceSettings *s = &p->s;
-    if (!s->train.use) {
-        const int status = ice_step_make(&p->now, &p->data, false, 0, s->train.batch, s->max_pulses,
-                                         &p->how, false, e);
-        return status ? NULL : &p->buffer;
+    const bool use = s->train.use;
+    const int64_t n = use ? p->data.n_held : p->data.n_train;
+    int64_t id;
+    bool known;
+    for (int64_t i = 0; i < n; i += s->train.batch) {
+        if (ice_step_make(&p->now, &p->data, use, (uint64_t)i, s->train.batch, s->max_pulses,
+                          &p->how, false, e))
+            return NULL;
+        if (p->now.n_parts) return &p->now;
     }
-    for (int64_t i = 0; i < p->data.n_held; i++) {
-        if (make_held_out(p, (uint64_t)i, 1, e)) return NULL;
-        if (p->now.n_parts) return &p->buffer;
-    }
-    err_set(e, "%s: no event that can be read; the last: %s", s->data, p->now.first_bad.text);
+    ice_data_event(&p->data, p->reader, use, p->now.bad[0], &id, &known, e);
+    err_prefix(e, "%s: no event that can be read; one of the last: ", s->data);
     return NULL;
 }
 
@@ -253,12 +273,29 @@ static void memory(void *self, StepPlan *plan) {
 
 /* ---- evaluation and prediction ---- */
 
-static int infer_part(Program *p, const TrainPart *part, IceOutcome *o, int64_t *n, Err *e) {
+/* What the model says of events, those left out excepted. */
+typedef struct Outcomes {
+    int64_t n_events;      /* of all of them */
+    int64_t n_known, room; /* kept, room for: those whose direction is known */
+    IceOutcome *known;
+} Outcomes;
+
+/* Room for n more, where they begin. */
+static IceOutcome *outcomes_reserve(Outcomes *o, int n) {
+    if (o->n_known + n > o->room) {
+        o->room = 2 * o->room + n;
+        o->known = realloc(o->known, (size_t)o->room * sizeof *o->known);
+        CHECK(o->known, "no memory for the outcomes of %" PRId64 " events", o->room);
+    }
+    return o->known + o->n_known;
+}
+
+static int infer_part(Program *p, const TrainPart *part, IceOutcome *o, int *n, Err *e) {
     const IceBatch *b = &p->now.part[part->i];
     if (trainer_make_room(&p->t, forward, part, e)) {
         if (!p->s.skip_bad) return -1;
         printf("left out   %s\n", e->text);
-        p->n_bad += b->B;
+        for (int i = 0; i < b->B; i++) leave_out(p, b->label[i].event_id);
         return 0;
     }
     ctx_step_begin(&p->t.c);
@@ -271,34 +308,86 @@ static int infer_part(Program *p, const TrainPart *part, IceOutcome *o, int64_t 
     return 0;
 }
 
-/* Outcomes of the first `count` held-out events, those left out excepted: *n of them in *o, which
- * the caller frees. Ends early at Ctrl-C. */
-static int infer(Program *p, int64_t count, IceOutcome **o, int64_t *n, Err *e) {
+static int by_event(const void *a, const void *b) {
+    const int64_t x = ((const IceOutcome *)a)->label.event_id,
+                  y = ((const IceOutcome *)b)->label.event_id;
+    return (x > y) - (x < y);
+}
+
+/* A batch's lines, by event_id: azimuth in [0, 2 pi), zenith in [0, pi], rad. */
+static int write_lines(Program *p, IceOutcome *o, int n, Err *e) {
+    const double radian = M_PI / 180;
+    char *text = NULL;
+    size_t size;
+    int status = 0;
+    FILE *f = open_memstream(&text, &size);
+    CHECK(f, "no memory for %d lines", n);
+    qsort(o, (size_t)n, sizeof *o, by_event);
+    for (int i = 0; i < n && !status; i++) {
+        const float *d = o[i].direction;
+        const int64_t id = o[i].label.event_id;
+        fprintf(f, "%" PRId64 ",%.7g,%.7g\n", id, radian * ice_azimuth_deg(d),
+                radian * ice_zenith_deg(d));
+        if (!isfinite(d[0] + d[1] + d[2]))
+            status = err_set(e,
+                             "event %" PRId64
+                             ": the model's direction is (%g, %g, %g), expected numbers; %s "
+                             "diverged in training or is damaged: give another checkpoint",
+                             id, (double)d[0], (double)d[1], (double)d[2], p->s.train.use);
+    }
+    CHECK(!fclose(f), "no memory for %d lines", n);
+    if (!status) status = atomic_write(&p->csv, text, size, e);
+    free(text);
+    return status;
+}
+
+/* The first `count` held-out events, in prediction each with its line of the CSV. Ends early at
+ * Ctrl-C. The caller frees o->known, also after a failure, which leaves the batches before it. */
+static int infer(Program *p, int64_t count, Outcomes *o, Err *e) {
     const int most = p->s.train.batch;
     int status = 0;
-    *n = 0;
-    *o = malloc((size_t)count * sizeof **o);
-    if (!*o) return err_set(e, "no memory for the outcomes of %" PRId64 " events", count);
+    *o = (Outcomes){0};
     p->t.c.recording = false;
     for (int64_t at = 0; at < count && !status && !interrupted(); at += most) {
-        TrainPart part = {.batch = &p->buffer};
+        TrainPart part = {.batch = &p->now};
+        IceOutcome *fresh = outcomes_reserve(o, most);
+        int n = 0;
         status = make_held_out(p, (uint64_t)at, (int)(count - at < most ? count - at : most), e);
-        if (!status) name_bad(p, &p->now);
+        if (!status) name_bad(p, true, &p->now);
         for (; !status && part.i < p->now.n_parts; part.i++)
-            status = infer_part(p, &part, *o, n, e);
+            status = infer_part(p, &part, fresh, &n, e);
+        if (!status && p->s.train.use) status = write_lines(p, fresh, n, e);
+        for (int i = 0; i < n && !status; i++)
+            if (fresh[i].label.known) o->known[o->n_known++] = fresh[i];
+        if (!status) o->n_events += n;
     }
     p->t.c.recording = true;
     return status;
 }
 
+/* How many events an evaluation reads, or a prediction. */
 static int64_t held_out_events(const Program *p) {
-    const int64_t most = p->s.eval_events;
+    const bool all = p->s.train.use && !p->data.sim;
+    const int64_t most = all ? INT64_MAX : p->s.eval_events;
     return p->data.n_held < most ? p->data.n_held : most;
 }
 
+/* Reads what evaluations or the prediction will read: a damaged event shows before the first. */
+static int check_held_out(Program *p, Err *e) {
+    const int64_t count = held_out_events(p);
+    int64_t n = 0, id;
+    bool known;
+    for (int64_t i = 0; i < count && !interrupted(); i++)
+        if (ice_data_event(&p->data, p->reader, true, (uint64_t)i, &id, &known, e))
+            n++;
+        else if (!p->s.skip_bad)
+            return -1;
+    if (n || interrupted()) return 0;
+    return err_prefix(e, "%s: no held-out event that can be read; the last: ", p->s.data);
+}
+
 /* Tables, eval.json and report.html of the run so far. */
-static int report(Program *p, int64_t step, const IceScore *score, const IceOutcome *o, int64_t n,
-                  Err *e) {
+static int report(Program *p, int64_t step, const IceScore *score, const Outcomes *o, Err *e) {
     const char *out = p->s.train.out;
     char path[TRAIN_PATH], title[2 * PART_TEXT];
     if (step == p->s.train.steps) ice_score_print(score);
@@ -307,37 +396,25 @@ static int report(Program *p, int64_t step, const IceScore *score, const IceOutc
     snprintf(path, sizeof path, "%s/report.html", out);
     snprintf(title, sizeof title, "%s model after step %" PRId64 ", %s", p->s.model, step,
              p->data.description);
-    if (ice_report_html(score, o, n, out, title, path, e)) return -1;
+    if (ice_report_html(score, o->known, o->n_known, out, title, path, e)) return -1;
     printf("  %s/eval.json, report.html\n", out);
     return 0;
 }
 
-/* Reads what evaluations will read: a damaged event shows before the first step. */
-static int check_held_out(Program *p, Err *e) {
-    const int64_t count = held_out_events(p);
-    int64_t n = 0;
-    for (int64_t i = 0; i < count && !interrupted(); i++, n += p->now.n_events)
-        if (make_held_out(p, (uint64_t)i, 1, e)) return -1;
-    if (n || interrupted()) return 0;
-    return err_set(e, "%s: no held-out event that can be read; the last: %s", p->s.data,
-                   p->now.first_bad.text);
-}
-
 static int evaluate(void *self, int64_t step, double *held_out, Err *e) {
     Program *p = self;
-    IceOutcome *o;
-    int64_t n;
+    Outcomes o;
     const double t0 = now_s();
-    int status = infer(p, held_out_events(p), &o, &n, e);
-    const double rate = (double)n / (now_s() - t0);
-    if (!status && !n && !interrupted()) status = err_set(e, "no held-out event is left");
+    int status = infer(p, held_out_events(p), &o, e);
+    const double rate = (double)o.n_events / (now_s() - t0);
+    if (!status && !o.n_events && !interrupted()) status = err_set(e, "no held-out event is left");
     if (!status && !interrupted()) {
         IceScore score;
-        ice_score(&score, o, n);
+        ice_score(&score, o.known, o.n_known);
         const IceMean *all = &score.all;
         printf("held-out   %.2f deg, median %.2f; LineFit %.2f, median %.2f; a guess 90; %" PRId64
                " events, %.0f events/s\n",
-               all->mean, all->median, all->linefit_mean, all->linefit_median, n, rate);
+               all->mean, all->median, all->linefit_mean, all->linefit_median, o.n_events, rate);
         Metrics *m = &p->t.log.metrics;
         metrics_begin(m, step - 1);
         metrics_number(m, "held_out_deg", all->mean);
@@ -348,73 +425,51 @@ static int evaluate(void *self, int64_t step, double *held_out, Err *e) {
         else
             *held_out = all->mean;
         if (metrics_end(m, e)) status = -1;
-        if (!status) status = report(p, step, &score, o, n, e);
+        if (!status) status = report(p, step, &score, &o, e);
     }
-    free(o);
+    free(o.known);
     return status;
 }
 
-static int by_event(const void *a, const void *b) {
-    const int64_t x = ((const IceOutcome *)a)->label.event_id,
-                  y = ((const IceOutcome *)b)->label.event_id;
-    return (x > y) - (x < y);
+/* Where directions go; before any is predicted. */
+static int open_csv(Program *p, Err *e) {
+    static const char head[] = "event_id,azimuth,zenith\n";
+    const IceSettings *s = &p->s;
+    if (!s->csv && make_dirs(s->train.out, e)) return -1;
+    if (s->csv)
+        snprintf(p->csv_path, sizeof p->csv_path, "%s", s->csv);
+    else
+        snprintf(p->csv_path, sizeof p->csv_path, "%s/predictions.csv", s->train.out);
+    if (atomic_open(&p->csv, p->csv_path, e)) return -1;
+    return atomic_write(&p->csv, head, sizeof head - 1, e);
 }
 
-/* azimuth in [0, 2 pi), zenith in [0, pi], rad; by event_id */
-static int save_csv(const char *path, IceOutcome *o, int64_t n, Err *e) {
-    char *text = NULL;
-    size_t size;
-    FILE *f = open_memstream(&text, &size);
-    CHECK(f, "no memory for %" PRId64 " lines", n);
-    qsort(o, (size_t)n, sizeof *o, by_event);
-    fprintf(f, "event_id,azimuth,zenith\n");
-    for (int64_t i = 0; i < n; i++) {
-        const float *d = o[i].direction;
-        const double azimuth = atan2((double)d[1], (double)d[0]);
-        fprintf(f, "%" PRId64 ",%.7g,%.7g\n", o[i].label.event_id,
-                azimuth < 0 ? azimuth + 2 * M_PI : fabs(azimuth),
-                acos(fmax(-1, fmin(1, (double)d[2]))));
-    }
-    CHECK(!fclose(f), "no memory for %" PRId64 " lines", n);
-    const int status = atomic_save(path, text, size, e);
-    free(text);
-    return status;
-}
-
-static void print_known(IceOutcome *o, int64_t n) {
-    int64_t known = 0;
-    for (int64_t i = 0; i < n; i++)
-        if (o[i].label.known) o[known++] = o[i];
-    if (!known) return;
-    IceScore score;
-    ice_score(&score, o, known);
-    printf("where the direction is known:\n");
-    ice_score_print(&score);
+/* The CSV of n events; of a prediction that ends early (status -1, the reason in *e), too. */
+static int close_csv(Program *p, int64_t n, int status, Err *e) {
+    if (!status) return atomic_commit(&p->csv, e);
+    Err second = {{0}};
+    if (!n || p->csv.fd < 0 || atomic_commit(&p->csv, &second)) return -1;
+    return err_prefix(e, "%s holds %" PRId64 " of %" PRId64 " events: ", p->csv_path, n,
+                      held_out_events(p));
 }
 
 static int predict(void *self, const StFile *file, Err *e) {
     Program *p = self;
-    const IceSettings *s = &p->s;
-    char path[TRAIN_PATH];
-    IceOutcome *o;
-    int64_t n;
+    Outcomes o;
     (void)file;
-    if (!s->csv && make_dirs(s->train.out, e)) return -1;
-    if (s->csv)
-        snprintf(path, sizeof path, "%s", s->csv);
-    else
-        snprintf(path, sizeof path, "%s/predictions.csv", s->train.out);
     const double t0 = now_s();
-    int status = infer(p, p->data.sim ? held_out_events(p) : p->data.n_held, &o, &n, e);
-    const double rate = (double)n / (now_s() - t0);
-    if (!status && interrupted())
-        status = err_set(e, "stopped after %" PRId64 " events; nothing is written", n);
-    if (!status) status = save_csv(path, o, n, e);
-    if (!status) {
-        printf("%s: %" PRId64 " events, %.0f events/s\n", path, n, rate);
-        print_known(o, n);
+    int status = infer(p, held_out_events(p), &o, e);
+    const double rate = (double)o.n_events / (now_s() - t0);
+    if (!status && interrupted()) status = err_set(e, "stopped as asked");
+    status = close_csv(p, o.n_events, status, e);
+    if (!status) printf("%s: %" PRId64 " events, %.0f events/s\n", p->csv_path, o.n_events, rate);
+    if (!status && o.n_known) {
+        IceScore score;
+        ice_score(&score, o.known, o.n_known);
+        printf("where the direction is known:\n");
+        ice_score_print(&score);
     }
-    free(o);
+    free(o.known);
     return status;
 }
 
@@ -426,6 +481,7 @@ static int open_data(Program *p, Err *e) {
     const bool all = use && strcmp(s->data, "sim") && !option_was_set(&p->t.options, "held-out");
     const IceDataOptions o = {s->data, s->train.seed, all ? "all" : s->held_out, s->skip_bad, !use};
     if (ice_data_open(&p->data, &o, e)) return -1;
+    p->reader = ice_reader_new(&p->data);
     if (use ? !p->data.n_held : !p->data.n_train)
         return err_set(e, "%s: no event is left to %s; change --held-out %s", s->data,
                        use ? "predict" : "train on", o.held_out);
@@ -450,6 +506,7 @@ static void fill_in(Program *p) {
     t->mask_is_expression = strcmp(s->train.mask, "document") != 0;
     t->skip_large = s->skip_bad;
     snprintf(t->data, sizeof t->data, "%s", p->data.description);
+    t->meta[t->n_meta++] = (MetaPair){DATA_KEY, p->data.contents};
     snprintf(t->rates, sizeof t->rates, "AdamW %g, %s", s->lr, s->train.schedule);
     if (flat)
         ice_flat_config_json(&s->flat, t->config, sizeof t->config);
@@ -467,18 +524,22 @@ static int open_run(void *self, Err *e) {
     if (mask_init_documents(&p->event_mask, r->mask, r->score, H, e)) return -1;
     mask_set_build(&p->dom_mask, p->t.cache, NULL);
     mask_set_build(&p->event_mask, p->t.cache, NULL);
-    p->buffer = &p->now;
     fill_in(p);
-    return !r->use && r->eval_every && !p->data.sim ? check_held_out(p, e) : 0;
+    if (r->plan) return 0;
+    if (r->use && open_csv(p, e)) return -1;
+    return (r->use || r->eval_every) && !p->data.sim ? check_held_out(p, e) : 0;
 }
 
 static void close_run(void *self) {
     Program *p = self;
-    if (p->n_bad) printf("%" PRId64 " times an event was left out\n", p->n_bad);
+    if (p->n_bad)
+        printf("%" PRId64 " %s left out\n", p->n_bad, p->n_bad == 1 ? "event was" : "events were");
+    if (p->csv_path[0]) atomic_abort(&p->csv);
+    free(p->bad);
     mask_free(&p->dom_mask);
     mask_free(&p->event_mask);
-    for (int i = 0; i < LOADER_BUFFERS; i++) ice_step_free(&p->ahead[i]);
     ice_step_free(&p->now);
+    ice_reader_free(p->reader);
     ice_data_close(&p->data);
 }
 
@@ -503,10 +564,12 @@ static const TrainProgram train_icecube = {
     .shapes = shapes,
     .batch_bytes = batch_bytes,
     .make = make_batch,
+    .batch_free = free_batch,
     .first = first_batch,
     .parts = parts,
     .share = share,
     .loss = loss,
+    .parts_differ = true,
     .part_name = part_name,
     .memory = memory,
     .evaluate = evaluate,

@@ -90,15 +90,15 @@ static int make_batch(void *self, uint64_t index, void *buffer, Err *e) {
 }
 
 /* A batch is one part; clips are all of one length. */
-static int parts(void *self, const void *batch, double units[RUN_UNITS]) {
-    const Program *p = self;
-    (void)batch;
-    units[0] += (double)p->s.train.batch * wm_tokens(&p->s.model);
+static int parts(void *self, const void *batch) {
+    (void)self, (void)batch;
     return 1;
 }
 
-static double share(void *self, const void *batch, int i) {
-    (void)self, (void)batch, (void)i;
+static double share(void *self, const void *batch, int i, double units[RUN_UNITS]) {
+    const Program *p = self;
+    (void)batch, (void)i;
+    units[0] += (double)p->s.train.batch * wm_tokens(&p->s.model);
     return 1;
 }
 
@@ -314,6 +314,7 @@ static const TrainProgram train_wm = {
     .examples = "clips",
     .unit = {"tokens"},
     .calmer = "a smaller --lr-muon and --lr-adam, or a longer --warmup",
+    .leaner = RUN_LEANER,
     .own = wm_own_options,
     .options = options,
     .preset = preset,

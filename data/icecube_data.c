@@ -98,6 +98,38 @@ static int split(IceData *d, const char *held_out, Err *e) {
 
 /* Opening. */
 
+/* The batches of some spans as --held-out takes them: " (batches 1-3,655)"; nothing for none. */
+static void print_batches(FILE *f, const IceSpans *s) {
+    for (int i = 0, last; i < s->n; i = last + 1) {
+        const int number = s->span[i].shard->number;
+        for (last = i; last + 1 < s->n; last++)
+            if (s->span[last + 1].shard->number != s->span[last].shard->number + 1) break;
+        fprintf(f, "%s%d", i ? "," : " (batches ", number);
+        if (last > i) fprintf(f, "-%d", s->span[last].shard->number);
+    }
+    if (s->n) fputc(')', f);
+}
+
+static void describe(IceData *d, const IceDataOptions *o) {
+    size_t size;
+    FILE *f = open_memstream(&d->contents, &size);
+    CHECK(f, "no memory for a line");
+    if (d->sim) {
+        fprintf(f, "the built-in simulator, endless%s", d->n_held ? "" : ", nothing held out");
+    } else {
+        fprintf(f, "%lld events to train on", (long long)d->n_train);
+        print_batches(f, &d->train);
+        fprintf(f, ", %lld held out", (long long)d->n_held);
+        print_batches(f, &d->held);
+    }
+    CHECK(!fclose(f), "no memory for a line");
+    if (d->sim)
+        snprintf(d->description, sizeof d->description, "%s, seed %llu", d->contents,
+                 (unsigned long long)o->seed);
+    else
+        snprintf(d->description, sizeof d->description, "%.100s: %.150s", o->source, d->contents);
+}
+
 static int open_simulator(IceData *d, const IceDataOptions *o, Err *e) {
     bool none = !strcmp(o->held_out, "none");
     if (!none && strcmp(o->held_out, "auto") != 0)
@@ -109,8 +141,6 @@ static int open_simulator(IceData *d, const IceDataOptions *o, Err *e) {
     d->xyz = ice_sim_positions(d->simulator);
     d->n_train = ICE_ENDLESS;
     d->n_held = none ? 0 : ICE_ENDLESS;
-    snprintf(d->description, sizeof d->description, "built-in simulator, endless, seed %llu%s",
-             (unsigned long long)o->seed, none ? ", nothing held out" : "");
     return 0;
 }
 
@@ -121,11 +151,7 @@ static int open_shards(IceData *d, const IceDataOptions *o, Err *e) {
     d->train.span = malloc((size_t)s->n * sizeof *d->train.span);
     d->held.span = malloc((size_t)s->n * sizeof *d->held.span);
     CHECK(d->train.span && d->held.span, "no memory for %d batches", s->n);
-    if (split(d, o->held_out, e)) return err_prefix(e, "%s: ", o->source);
-    snprintf(d->description, sizeof d->description,
-             "%.100s: %d batch %s, %lld events to train on, %lld held out", o->source, s->n,
-             s->n == 1 ? "file" : "files", (long long)d->n_train, (long long)d->n_held);
-    return 0;
+    return split(d, o->held_out, e) ? err_prefix(e, "%s: ", o->source) : 0;
 }
 
 int ice_data_open(IceData *d, const IceDataOptions *o, Err *e) {
@@ -133,9 +159,12 @@ int ice_data_open(IceData *d, const IceDataOptions *o, Err *e) {
                    .skip_bad = o->skip_bad,
                    .need_directions = o->need_directions,
                    .seed = o->seed};
-    if (!(d->sim ? open_simulator : open_shards)(d, o, e)) return 0;
-    ice_data_close(d);
-    return -1;
+    if ((d->sim ? open_simulator : open_shards)(d, o, e)) {
+        ice_data_close(d);
+        return -1;
+    }
+    describe(d, o);
+    return 0;
 }
 
 void ice_data_close(IceData *d) {
@@ -143,6 +172,7 @@ void ice_data_close(IceData *d) {
     ice_shards_close(&d->shards);
     free(d->train.span);
     free(d->held.span);
+    free(d->contents);
     *d = (IceData){0};
 }
 
@@ -206,10 +236,12 @@ const IceEvent *ice_data_event(const IceData *d, IceReader *r, bool held_out, ui
         if (*known || !d->need_directions) return &r->event;
         fault = "its direction is unknown, which training needs";
     }
-    err_set(e,
-            "event %lld of batch %d is damaged: %s; mend or remove that batch, or leave damaged "
-            "events out with --skip-bad",
-            (long long)npy_int(&span->shard->event_id, i), span->shard->number, fault);
+    *id = npy_int(&span->shard->event_id, i);
+    err_set(e, "event %lld of batch %d is damaged: %s%s", (long long)*id, span->shard->number,
+            fault,
+            d->skip_bad ? ""
+                        : "; mend or remove that batch, or leave damaged events out with "
+                          "--skip-bad");
     return NULL;
 }
 
@@ -244,7 +276,9 @@ static struct IceStepRoom *room_for(IceStepBatch *s, const IceData *d, int count
         room->event = realloc(room->event, n * sizeof *room->event);
         room->sorted = realloc(room->sorted, n * sizeof *room->sorted);
         room->part = realloc(room->part, n * sizeof *room->part);
-        CHECK(room->event && room->sorted && room->part, "no memory for %d events", count);
+        s->bad = realloc(s->bad, n * sizeof *s->bad);
+        CHECK(room->event && room->sorted && room->part && s->bad, "no memory for %d events",
+              count);
         room->capacity = count;
     }
     room->n = room->pool.n = 0;
@@ -315,20 +349,17 @@ int ice_step_make(IceStepBatch *s, const IceData *d, bool held_out, uint64_t fir
     for (int i = 0; i < count; i++) {
         int64_t id;
         bool known;
-        Err *why = s->n_bad ? NULL : &s->first_bad;
+        const uint64_t index = first + (uint64_t)i;
         const IceEvent *event =
-            ice_data_event(d, room->reader, held_out, first + (uint64_t)i, &id, &known, why);
+            ice_data_event(d, room->reader, held_out, index, &id, &known, d->skip_bad ? NULL : e);
         if (event)
             keep_event(room, event, id, known, how);
         else if (d->skip_bad)
-            s->n_bad++;
+            s->bad[s->n_bad++] = index;
         else
-            return err_set(e, "%s", s->first_bad.text);
+            return -1;
     }
     s->n_events = room->n;
-    if (!room->n && !held_out)
-        return err_set(e, "all %d events of a step are damaged, the first so: %s", count,
-                       s->first_bad.text);
     sort_events(room);
     for (int from = 0, to; from < room->n; from = to) {
         int64_t n_pulses = room->sorted[from]->cost;
@@ -344,6 +375,7 @@ int ice_step_make(IceStepBatch *s, const IceData *d, bool held_out, uint64_t fir
 void ice_step_free(IceStepBatch *s) {
     for (int i = 0; i < s->cap_parts; i++) ice_batch_free(&s->part[i]);
     free(s->part);
+    free(s->bad);
     if (s->room) {
         ice_reader_free(s->room->reader);
         ice_event_free(&s->room->pool);

@@ -8,7 +8,7 @@
  * have the top bit set.
  *
  * Damaged events are found when they are read: a pass over all of Kaggle's pulses before the first
- * step would read 230 GB. With skip_bad they are counted and left out, else the first one is an
+ * step would read 230 GB. With skip_bad they are left out and listed, else the first one is an
  * error that names it.
  *
  * After ice_data_open everything is const: any number of threads may read events at once, each with
@@ -57,6 +57,9 @@ typedef struct IceData {
     IceSpans train, held;
     uint64_t seed;
     char description[256]; /* one line for a banner */
+    char *contents;        /* what is trained on and held out, wherever the folder lies: "64 events
+                              to train on (batches 1-3), 30 held out (batches 655)". With the seed
+                              it fixes which events a step has, so a run goes on with the same */
 } IceData;
 
 /* Opens and checks all but the events themselves. 0, or -1 with a sentence; then there is nothing
@@ -74,7 +77,7 @@ void ice_reader_free(IceReader *r); /* takes NULL too */
  * its own (a bijection computed from (seed, pass) without memory). Held out: event index modulo
  * n_held, in the shards' order. No events there (n_train or n_held 0) is a bug. *id: Kaggle's
  * event_id; the simulator's: the index. *known: whether its direction is. A damaged event, also
- * with skip_bad: NULL and a sentence with its id, its batch and what is wrong. */
+ * with skip_bad: NULL, its *id, and a sentence with its id, its batch and what is wrong. */
 const IceEvent *ice_data_event(const IceData *d, IceReader *r, bool held_out, uint64_t index,
                                int64_t *id, bool *known, Err *e);
 
@@ -84,19 +87,19 @@ const IceEvent *ice_data_event(const IceData *d, IceReader *r, bool held_out, ui
  * `count`, and each has events of about one length. */
 typedef struct IceStepBatch {
     int n_parts, cap_parts;
-    IceBatch *part;           /* (n_parts) */
-    int n_events;             /* of all parts: count - n_bad */
-    int n_bad;                /* damaged events left out of this step ... */
-    Err first_bad;            /* ... and the sentence of the first of them */
+    IceBatch *part; /* (n_parts) */
+    int n_events;   /* of all parts: count - n_bad */
+    int n_bad;
+    uint64_t *bad;            /* (n_bad) the indices of damaged events left out of this step;
+                                 ice_data_event says what is wrong with them */
     struct IceStepRoom *room; /* reader and copies of events */
 } IceStepBatch;
 
 /* Step i of training: first = i * count. Held out: the caller ends at n_held, beyond which events
  * come again. Zero *s before its first use; afterwards it keeps its memory, and only an event
  * larger than any before takes more. It stays with one data set. Labels say what the source knows.
- * -1 and a sentence for a damaged event without skip_bad, or where all events of a training step
- * are damaged; of a held-out one that leaves n_parts 0. Any number of threads, each with its own
- * *s. */
+ * -1 and a sentence for a damaged event without skip_bad; with it, n_parts is 0 where all are. Any
+ * number of threads, each with its own *s. */
 int ice_step_make(IceStepBatch *s, const IceData *d, bool held_out, uint64_t first, int count,
                   int64_t max_pulses, const IceCollate *how, bool linefit, Err *e);
 void ice_step_free(IceStepBatch *s); /* fine on a zeroed one */

@@ -53,14 +53,14 @@ double memory_left(void) {
     return left;
 }
 
-int memory_check(size_t bytes, Err *e) {
+int memory_check_or(size_t bytes, const char *leaner, Err *e) {
     const double left = memory_left();
     if (left < 0 || (double)bytes <= left) return 0;
-    return err_set(e,
-                   "this run needs %.0f MiB and the machine has %.0f MiB left; choose a smaller "
-                   "--batch (with --accumulate for the same gradient), --preset or --attn sdpa",
-                   (double)bytes / MiB, left / MiB);
+    return err_set(e, "this run needs %.0f MiB and the machine has %.0f MiB left; %s",
+                   (double)bytes / MiB, left / MiB, leaner);
 }
+
+int memory_check(size_t bytes, Err *e) { return memory_check_or(bytes, RUN_LEANER, e); }
 
 void plan_add(StepPlan *plan, const char *name, size_t bytes) {
     CHECK(plan->n < PLAN_ROWS, "more than %d rows of memory", PLAN_ROWS);

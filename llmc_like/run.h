@@ -26,6 +26,11 @@ void memory_print(const MemoryRow *row, int n, FILE *out);
  */
 int memory_check(size_t bytes, Err *e);
 
+/* The same with the program's own words for what to do then, where a smaller batch is not it. */
+int memory_check_or(size_t bytes, const char *leaner, Err *e);
+#define RUN_LEANER \
+    "choose a smaller --batch (with --accumulate for the same gradient), --preset or --attn sdpa"
+
 /* Bytes that the system can still give, as memory_check sees it; below 0: unknown. */
 double memory_left(void);
 
@@ -77,6 +82,7 @@ typedef struct StepFigures {
     double attn_forward_s, attn_backward_s;                 /* share of the two passes */
     double flops;                                           /* of the step's matrix products */
     double units[RUN_UNITS];                                /* what it went through, see RunLog */
+    double kept; /* the share of its batches that ran: 1 but for parts that were left out */
 } StepFigures;
 
 typedef struct RunLog {

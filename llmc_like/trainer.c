@@ -33,8 +33,7 @@ static void count_step(Trainer *t) {
     const TrainProgram *g = t->program;
     Ctx *c = &t->c;
     ParamTable *p = t->params;
-    double units[RUN_UNITS] = {0};
-    const int n = g->parts(t->self, t->first, units);
+    const int n = g->parts(t->self, t->first);
     for (int i = 0; i < n; i++) {
         ctx_step_begin(c);
         tape_backward(c, g->loss(t->self, c, &(TrainPart){t->first, i, 0, 0}), 1);
@@ -100,7 +99,8 @@ int trainer_make_room(Trainer *t, TrainForward forward, const TrainPart *part, E
 
 /* ---- one step ---- */
 
-int trainer_diverged(const Trainer *t, int64_t step, const char *what, double value, Err *e) {
+int trainer_diverged(Trainer *t, int64_t step, const char *what, double value, Err *e) {
+    t->diverged = true;
     return err_set(e,
                    "step %" PRId64
                    ": the %s is %f; training stops, and the last good checkpoint in %s stays. Try "
@@ -116,55 +116,65 @@ static double rate_factor(const TrainSettings *s, int64_t step) {
 
 /* Whether the part's forward can be run: 1, or 0 where it is left out for lack of room. */
 static int admit(Trainer *t, const TrainPart *part, Err *e) {
-    if (!t->program->part_name || !trainer_make_room(t, t->program->loss, part, e)) return 1;
+    if (!t->program->parts_differ || !trainer_make_room(t, t->program->loss, part, e)) return 1;
     if (!t->skip_large) return err_prefix(e, "step %" PRIu32 ": ", part->step + 1);
     printf("left out   %s\n", e->text);
     t->n_left_out++;
     return 0;
 }
 
-/* Forward and backward of each part of one batch. *part: its step and number; *kept: the sum of the
- * shares that ran. */
-static int run_batch(Trainer *t, TrainPart *part, StepFigures *f, double *kept, Err *e) {
+/* Forward and backward of each part of one batch. *part: its step and number. */
+static int run_batch(Trainer *t, TrainPart *part, StepFigures *f, Err *e) {
     const TrainProgram *g = t->program;
-    const int accumulate = t->s->accumulate, n = g->parts(t->self, part->batch, f->units);
+    const int n = g->parts(t->self, part->batch);
     for (part->i = 0; part->i < n; part->i++, part->number++) {
-        const double t0 = now_s(), share = g->share(t->self, part->batch, part->i);
+        const double t0 = now_s();
         const int admitted = admit(t, part, e);
         if (admitted < 0) return -1;
         if (!admitted) continue;
+        const double share = g->share(t->self, part->batch, part->i, f->units) / t->s->accumulate;
         ctx_step_begin(&t->c);
         Tensor *loss = g->loss(t->self, &t->c, part);
-        f->loss += share * *tensor_f64(loss) / accumulate;
+        f->loss += share * *tensor_f64(loss);
         const double t1 = now_s();
-        tape_backward(&t->c, loss, share / accumulate);
+        tape_backward(&t->c, loss, share);
         f->forward_s += t1 - t0;
         f->backward_s += now_s() - t1;
-        *kept += share / accumulate;
+        f->kept += share;
     }
     return 0;
 }
 
-/* `accumulate` batches, then the update. -1: the loader failed, a part found no room, or a loss or
- * gradient is no number. */
+/* Where parts were left out, loss and gradient become the means over those that ran. */
+static void make_up_for_left_out(Trainer *t, StepFigures *f) {
+    const double rounding = 1e-9; /* of the sum of shares */
+    if (f->kept == 0 || f->kept > 1 - rounding) return;
+    f->loss /= f->kept;
+    for (int i = 0; i < t->params->n; i++) {
+        const Tensor *p = &t->params->row[i].tensor;
+        float *grad = p->grad;
+        for (int64_t j = 0, n = tensor_numel(p); j < n; j++) grad[j] /= (float)f->kept;
+    }
+}
+
+/* `accumulate` batches, then the update, but for a step of which nothing was kept: f->kept is 0.
+ * -1: the loader failed, a part found no room, or a loss or gradient is no number. */
 static int train_step(Trainer *t, int64_t step, StepFigures *f, Err *e) {
     const TrainSettings *s = t->s;
     const OpProfile *attention = &t->c.profile[OP_ATTENTION];
     const double t0 = now_s(), forward0 = attention->forward_s, backward0 = attention->backward_s;
     const double flops0 = profile_flops(&t->c);
-    const int64_t left_out0 = t->n_left_out;
-    double kept = 0;
     TrainPart part = {.step = (uint32_t)step};
     *f = (StepFigures){0};
     params_zero_grad(t->params);
     for (int i = 0; i < s->accumulate; i++) {
         double waited;
         part.batch = loader_next(&t->loader, NULL, &waited, e);
-        if (!part.batch || run_batch(t, &part, f, &kept, e)) return -1;
+        if (!part.batch || run_batch(t, &part, f, e)) return -1;
         f->wait_s += waited;
     }
-    if (t->n_left_out > left_out0 && kept == 0) return -1; /* e says what was left out last */
-    if (t->n_left_out > left_out0) f->loss /= kept;
+    if (f->kept == 0) return 0;
+    make_up_for_left_out(t, f);
     const double t3 = now_s(), factor = rate_factor(s, step);
     if (isfinite(f->loss)) f->grad_norm = optim_step(&t->c, &t->optim, t->params, factor, s->clip);
     if (!isfinite(f->loss)) return trainer_diverged(t, step + 1, "loss", f->loss, e);
@@ -219,6 +229,21 @@ static int stop(Trainer *t, int64_t step, Err *e) {
     return 0;
 }
 
+/* A run that fails keeps what was trained before, unless that diverged: never over a good
+ * checkpoint. Returns -1. */
+static int fail(Trainer *t, int64_t step) {
+    Err second = {{0}};
+    if (t->s->save_every && !t->diverged && step > t->first_step) stop(t, step, &second);
+    return -1;
+}
+
+static int log_step(Trainer *t, int64_t step, const StepFigures *f, Err *e) {
+    if (f->kept > 0) return run_log_step(&t->log, step, f, e);
+    printf("step %5" PRId64 "/%d  nothing is left of its %s: no update\n", step + 1, t->s->steps,
+           t->program->examples);
+    return 0;
+}
+
 static int train(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
     int64_t step = t->first_step; /* the first step touches fresh memory: no step to profile */
@@ -227,16 +252,11 @@ static int train(Trainer *t, Err *e) {
         StepFigures f;
         double loss = NAN;
         if (step == profiled) ctx_profile_reset(&t->c);
-        if (train_step(t, step, &f, e)) {
-            const bool whole = isfinite(f.loss) && isfinite(f.grad_norm); /* but for this step */
-            Err second = {{0}};
-            if (whole && s->save_every && step > t->first_step) stop(t, step, &second);
-            return -1;
-        }
-        if (run_log_step(&t->log, step, &f, e)) return -1;
+        if (train_step(t, step, &f, e)) return fail(t, step);
+        if (log_step(t, step, &f, e)) return -1;
         const bool failed =
             due(s->eval_every, step + 1, s->steps) && evaluate(t, step + 1, &loss, e);
-        if (failed && !isfinite(loss)) return -1; /* never over a good checkpoint */
+        if (failed && isnan(loss)) return fail(t, step + 1);
         if ((due(s->save_every, step + 1, s->steps) || (s->save_every && !isnan(loss))) &&
             save(t, step + 1, loss, e)) /* also where a picture could not be written */
             return -1;
@@ -264,15 +284,17 @@ static int open_training(Trainer *t, const char *attn, Err *e) {
     if (make_plan(t, attn, e)) return -1;
     const StepPlan *plan = &t->plan;
     const size_t step = plan->activations + plan->gradients + plan->workspace;
-    const bool alike = !t->program->part_name;
-    if (memory_check(memory_total(plan->row, plan->n) - (alike ? 0 : step), e)) return -1;
-    if (open_model(t, attn, true, e)) return -1;
-    return alike ? ctx_commit(&t->c, plan->activations, plan->gradients, plan->workspace, e) : 0;
+    const bool differ = t->program->parts_differ;
+    const size_t need = memory_total(plan->row, plan->n) - (differ ? step : 0);
+    if (memory_check_or(need, t->program->leaner, e) || open_model(t, attn, true, e)) return -1;
+    if (differ) return 0;
+    return ctx_commit(&t->c, plan->activations, plan->gradients, plan->workspace, e);
 }
 
 static int open_loader(Trainer *t, Err *e) {
     const uint64_t first = (uint64_t)t->first_step * (uint64_t)t->s->accumulate;
-    return loader_init(&t->loader, t->program->make, t->self, t->program->batch_bytes(t->self),
+    const TrainProgram *g = t->program;
+    return loader_init(&t->loader, g->make, g->batch_free, t->self, g->batch_bytes(t->self),
                        LOADER_BUFFERS, first, e);
 }
 
@@ -313,6 +335,19 @@ static int save_run_json(const Trainer *t, Err *e) {
     return status;
 }
 
+/* A run goes on with the data that it began with: its steps and what it never read depend on them.
+ */
+static int same_data(const Trainer *t, const StFile *file, Err *e) {
+    const char *was = st_meta(file, DATA_KEY);
+    for (int i = 0; i < t->n_meta; i++)
+        if (was && !strcmp(t->meta[i].key, DATA_KEY) && strcmp(t->meta[i].value, was))
+            return err_set(e,
+                           "%s began with other data: %s, and here are %s; give it the same, or "
+                           "begin a new run with its parameters (--init)",
+                           t->s->resume, was, t->meta[i].value);
+    return 0;
+}
+
 /* Opens the run's folder and, with --resume or --init, takes what the file holds. */
 static int open_folder(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
@@ -325,7 +360,9 @@ static int open_folder(Trainer *t, Err *e) {
         if (checkpoint_load(s->resume, t->params, &t->optim, &file, e)) return -1;
         const char *step = st_meta(&file, "step");
         t->first_step = step ? strtoll(step, NULL, 10) : 0;
+        const int status = same_data(t, &file, e);
         st_close(&file);
+        if (status) return -1;
         if (t->first_step >= s->steps)
             return err_set(e, "%s has made %" PRId64 " steps already; ask for more with --steps",
                            s->resume, t->first_step);
@@ -356,7 +393,7 @@ static int run_plan(Trainer *t, Err *e) {
     if (make_plan(t, attn, e)) return -1;
     if (ctx_init(&t->c, s->device, s->threads, s->seed, false, e)) return -1;
     plan_print(&t->plan, s->steps, peak_gflops(&t->c));
-    return memory_check(memory_total(t->plan.row, t->plan.n), e);
+    return memory_check_or(memory_total(t->plan.row, t->plan.n), t->program->leaner, e);
 }
 
 static int run_use(Trainer *t, Err *e) {
@@ -380,6 +417,7 @@ static int compare_one(void *self, const char *backend, int steps, CompareResult
         StepFigures f;
         if (interrupted()) return err_set(e, "stopped after %d steps", r->steps);
         if (train_step(t, r->steps, &f, e)) return -1;
+        if (f.kept == 0) return err_set(e, "nothing is left of step %d to compare", r->steps + 1);
         r->units_per_step = f.units[0];
         r->loss[r->steps] = f.loss;
         r->step_s[r->steps] = f.step_s;
@@ -427,6 +465,9 @@ static int parse(Trainer *t, int argc, char **argv, Err *e) {
     if (t->options.help) return 0;
     if (s->resume && !strcmp(s->attn, "all"))
         return err_set(e, "--attn all begins anew with each backend; give --init, not --resume");
+    if (s->use && !strcmp(s->attn, "all"))
+        return err_set(e, "--attn all trains with each backend, and --%s trains nothing; name one",
+                       g->use);
     if ((s->resume != NULL) + (s->init != NULL) + (s->use != NULL) > 1)
         return err_set(e, "--resume, --init and --%s exclude each other; give one", g->use);
     if (g->preset(t->self, e)) return -1;

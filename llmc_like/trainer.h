@@ -9,6 +9,9 @@
  *
  *   loss = 1 / accumulate  sum over batches  sum over parts  share x loss(part)
  *
+ * Where parts are left out, loss and gradient are the means over the rest; where nothing is left of
+ * a step it makes no update, and the run goes on.
+ *
  * Each function gets the program as `self`, and fails with -1 and a sentence. They are called in
  * this order:
  *
@@ -49,7 +52,7 @@ typedef struct TrainProgram {
     const char *unit[RUN_UNITS];
     bool radians;           /* RunLog's */
     const char *calmer;     /* what to try where training diverges: "a smaller --lr" */
-    const char *leaner;     /* what to try where a part needs more memory than there is */
+    const char *leaner;     /* what to try where it needs more memory than there is */
     const char *const *own; /* options about one run of the program, NULL at the end: a checkpoint
                                does not bring them back */
     int (*options)(void *self, Option *row); /* all rows, train_options' included; how many */
@@ -70,13 +73,16 @@ typedef struct TrainProgram {
 
     size_t (*batch_bytes)(void *self); /* of the loader's buffers */
     LoaderFn make;
+    LoaderFree batch_free;                    /* NULL: a buffer owns nothing */
     const void *(*first)(void *self, Err *e); /* a batch to plan with; NULL: loss plans without */
-    /* How many parts; adds what rates count to units. */
-    int (*parts)(void *self, const void *batch, double units[RUN_UNITS]);
-    double (*share)(void *self, const void *batch, int i);
+    int (*parts)(void *self, const void *batch); /* how many; 0: nothing is left of it */
+    /* Of part i; adds what rates count to units. */
+    double (*share)(void *self, const void *batch, int i, double units[RUN_UNITS]);
     TrainForward loss; /* -> float64 (1) */
-    /* Into text: "event 7 with 178000 pulses on 2015 DOMs", for a part that does not fit. NULL: all
-     * parts are alike, and the plan has counted them. */
+    /* Parts need more or less memory, so each gets its room when it comes; else the plan has
+     * counted one for all. */
+    bool parts_differ;
+    /* Of a part that does not fit, into text: "event 7 with 178000 pulses on 2015 DOMs". */
     void (*part_name)(void *self, const void *batch, int i, char text[PART_TEXT]);
 
     void (*memory)(void *self, StepPlan *plan); /* rows beyond the model's and the step's */
@@ -89,6 +95,10 @@ typedef struct TrainProgram {
 } TrainProgram;
 
 enum { TRAIN_PATH = 4096, TRAIN_META = 4 };
+
+/* The key of Trainer.meta whose value says what data there is: a run goes on with the same alone.
+ */
+#define DATA_KEY "data"
 
 typedef struct Trainer {
     const TrainProgram *program;
@@ -109,6 +119,7 @@ typedef struct Trainer {
     CheckpointKeeper keeper;
     int64_t first_step;
     int64_t n_left_out; /* parts without room, see skip_large */
+    bool diverged;      /* the parameters are spoilt: nothing is saved any more */
 
     /* the program's: */
     char model[256], data[300]; /* lines of the banner */
@@ -130,11 +141,12 @@ int trainer_main(Trainer *t, const TrainProgram *program, TrainSettings *s, void
 void trainer_set_cache(Trainer *t, const char *xdg_cache_home, const char *home);
 
 /* Sees to it that the arenas hold `forward` of this part (and its backward, where the context
- * records), grown by a quarter more where they must grow. -1 and a sentence that names the part
- * where the system has not that much: nothing has happened then. */
+ * records); where they must grow, they grow as arena_reserve has it. -1 and a sentence that names
+ * the part where the system has not that much: nothing has happened then. */
 int trainer_make_room(Trainer *t, TrainForward forward, const TrainPart *part, Err *e);
 
-/* The sentence of a loss that is no number; returns -1. what: "held-out loss". */
-int trainer_diverged(const Trainer *t, int64_t step, const char *what, double value, Err *e);
+/* The sentence of a loss that is no number; returns -1, and nothing is saved any more. what:
+ * "held-out loss". */
+int trainer_diverged(Trainer *t, int64_t step, const char *what, double value, Err *e);
 
 #endif

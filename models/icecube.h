@@ -73,7 +73,7 @@ typedef struct Ice {
         IceLayer *layer;             /* (t2_layers)            */
         Linear head1, head2;         /* (C, C), (3, C)         */
     } t2;
-    const Mask *dom_mask, *event_mask; /* the caller's; see ice_masks */
+    const Mask *dom_mask, *event_mask; /* the caller's: see ice_init */
 } Ice;
 
 /* Registers the parameters, allocates and initialises them; with `training` their gradients and

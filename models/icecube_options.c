@@ -52,7 +52,7 @@ static const Preset presets[] = {
     {NULL, {{NULL}}},
 };
 
-const char *const ice_own_options[] = {"predict", "csv", NULL};
+const char *const ice_own_options[] = {"predict", "csv", "skip-bad", NULL};
 
 static const TrainWords words = {
     .preset = "demo",
@@ -158,6 +158,11 @@ int ice_options(IceSettings *s, Option row[TRAIN_MAX_OPTIONS]) {
 bool ice_is_flat(const IceSettings *s) { return !strcmp(s->model, "flat"); }
 
 int ice_preset(IceSettings *s, Options *o, Err *e) {
+    const bool of_flat = !strncmp(s->train.preset, "flat-", 5);
+    if (option_was_set(o, "model") && option_was_set(o, "preset") && of_flat != ice_is_flat(s))
+        return err_set(e,
+                       "--preset %s is of the %s model, and --model is %s; leave one of them out",
+                       s->train.preset, of_flat ? "flat" : "hierarchical", s->model);
     if (ice_is_flat(s) && options_preset(o, "preset", "flat-demo", e)) return -1;
     return preset_apply(presets, s->train.preset, o, e);
 }

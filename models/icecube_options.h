@@ -25,7 +25,8 @@ extern const char
     *const ice_own_options[]; /* about one run: a checkpoint does not bring them back */
 
 /* Applies --preset (demo, paper, flat-demo, flat-0.5m, flat-5m, flat-10m); where the user asked for
- * --model flat and no preset, flat-demo. */
+ * --model flat and no preset, flat-demo. -1 and a sentence for a preset of the other model than
+ * --model's. */
 int ice_preset(IceSettings *s, Options *o, Err *e);
 
 bool ice_is_flat(const IceSettings *s);

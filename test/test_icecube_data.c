@@ -128,6 +128,24 @@ static void held_out_batches_are_never_trained_on(void **state) {
     }
 }
 
+static void contents_say_which_batches(void **state) {
+    static const struct {
+        const char *held_out, *contents;
+    } choice[] = {
+        {"auto", "64 events to train on (batches 1-3), 30 held out (batches 655)"},
+        {"2", "93 events to train on (batches 1,3,655), 1 held out (batches 2)"},
+        {"none", "94 events to train on (batches 1-3,655), 0 held out"},
+        {"all", "0 events to train on, 94 held out (batches 1-3,655)"},
+    };
+    IceData d;
+    for (size_t i = 0; i < sizeof choice / sizeof *choice; i++) {
+        open_data(&d, options(state, choice[i].held_out));
+        assert_string_equal(d.contents, choice[i].contents);
+        EXPECT_WORDS(d.description, *state, choice[i].contents);
+        ice_data_close(&d);
+    }
+}
+
 static void passes_have_orders_of_their_own(void **state) {
     IceData d;
     int64_t first[64], second[64], again[64];
@@ -231,7 +249,14 @@ static void damaged_events_are_named_or_left_out(void **state) {
         assert_int_equal(s.n_bad, 1);
         assert_int_equal(s.n_events, 63);
         assert_int_equal(s.part[0].B, 63);
-        EXPECT_WORDS(s.first_bad.text, "event 3007 of batch 3 is damaged");
+        IceReader *r = ice_reader_new(&d);
+        int64_t id = 0;
+        bool known;
+        assert_null(ice_data_event(&d, r, false, s.bad[0], &id, &known, &e));
+        assert_int_equal(id, 3007);
+        EXPECT_WORDS(e.text, "event 3007 of batch 3 is damaged");
+        assert_null(strstr(e.text, "--skip-bad")); /* no advice that was followed already */
+        ice_reader_free(r);
         for (int i = 0; i < 63; i++) assert_int_not_equal(s.part[0].label[i].event_id, 3007);
         ice_step_free(&s);
         ice_data_close(&d);
@@ -256,20 +281,22 @@ static void damaged_events_are_named_or_left_out(void **state) {
 static void steps_of_nothing_but_damage(void **state) {
     IceData d;
     IceStepBatch s = {0};
-    Err e = {""};
     write_batch(state, 2, 1, 2000, CHARGE);
     IceDataOptions o = options(state, "1,3,655");
     o.skip_bad = true;
     open_data(&d, o);
     IceCollate how = {d.xyz, 3e4, 500, 0, 0};
-    assert_int_equal(ice_step_make(&s, &d, false, 0, 3, 0, &how, false, &e), -1);
-    EXPECT_WORDS(e.text, "all 3 events", "event 2000 of batch 2");
+    assert_int_equal(ice_step_make(&s, &d, false, 0, 3, 0, &how, false, NULL), 0);
+    assert_int_equal(s.n_parts, 0);
+    assert_int_equal(s.n_events, 0);
+    assert_int_equal(s.n_bad, 3);
+    for (uint64_t i = 0; i < 3; i++) assert_int_equal(s.bad[i], i);
     ice_step_free(&s);
     ice_data_close(&d);
     o.held_out = "2";
     open_data(&d, o);
     how.xyz = d.xyz;
-    assert_int_equal(ice_step_make(&s, &d, true, 0, 1, 0, &how, false, &e), 0);
+    assert_int_equal(ice_step_make(&s, &d, true, 0, 1, 0, &how, false, NULL), 0);
     assert_int_equal(s.n_parts, 0);
     assert_int_equal(s.n_bad, 1);
     ice_step_free(&s);
@@ -472,6 +499,7 @@ static void memory_is_kept_from_step_to_step(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(held_out_batches_are_never_trained_on),
+        cmocka_unit_test(contents_say_which_batches),
         cmocka_unit_test(passes_have_orders_of_their_own),
         cmocka_unit_test(one_batch_is_split),
         cmocka_unit_test(bad_choices_are_explained),

@@ -50,6 +50,14 @@ static void options(void **state) {
                 "--predict|--init|exclude");
     cli_refused(cli_run(state, CLI_SMALL, "--attn", "sdpa", "--score", "score", "--out", "@bad"),
                 "--attn sdpa|score|vanilla|flex");
+    cli_refused(cli_run(state, "--predict", "@a", "--attn", "all", "--out", "@bad"),
+                "--attn all|--predict|name one");
+    cli_refused(
+        cli_run(state, "--preset", "flat-5m", "--model", "hierarchical", "--out", "@bad", "--plan"),
+        "--preset flat-5m|the flat model|--model is hierarchical|leave one");
+    cli_refused(cli_run(state, "--model", "flat", "--preset", "paper", "--out", "@bad", "--plan"),
+                "--preset paper|the hierarchical model|--model is flat|leave one");
+    free(cli_good(cli_run(state, "--model", "flat", "--preset", "flat-demo", "--plan")));
     assert_false(cli_exists(state, "bad"));
 }
 
@@ -97,6 +105,13 @@ static void two_bad(ShardArrays *a) {
     a->charge[a->offsets[8]] = -1;
 }
 
+/* How often a text says these words. */
+static int times(const char *text, const char *words) {
+    int n = 0;
+    while ((text = strstr(text, words))) text += strlen(words), n++;
+    return n;
+}
+
 /* Event 2005 is damaged in each way: named when it is read, and left out with --skip-bad. */
 static void events(void **state) {
     static const struct {
@@ -124,9 +139,8 @@ static void events(void **state) {
         if (bad[i].at_open) continue;
         out = cli_good(cli_run(state, CLI_SMALL, "--batch", "24", "--data", "@data", "--held-out",
                                "3-4", "--skip-bad", "--out", "@skipped"));
-        assert_says(out, "left out   ");
-        assert_says(out, "event 2005");
-        assert_says(out, "4 times an event was left out"); /* once a pass, four steps */
+        assert_int_equal(times(out, "left out   event 2005 of batch 2 is damaged"), 1);
+        assert_says(out, "1 event was left out"); /* in each of four passes */
         free(out);
     }
     assert_false(cli_exists(state, "bad/checkpoints/last.safetensors"));
@@ -157,8 +171,45 @@ static void events(void **state) {
     out = cli_good(cli_run(state, "--predict", last, "--data", "@damaged", "--csv", "@good.csv",
                            "--skip-bad", "--threads", "2"));
     assert_says(out, "22 events");
-    assert_says(out, "2 times an event was left out");
+    assert_says(out, "left out   event 2005");
+    assert_says(out, "left out   event 2008");
+    assert_says(out, "2 events were left out");
     free(out);
+    /* the CSV's place is looked at first: so many events take hours */
+    cli_refused(cli_run(state, "--predict", last, "--eval-events", "1000000000", "--csv", "@model"),
+                "model|it is a folder|name a file");
+}
+
+/* What a run left out does not follow its checkpoint into a prediction. */
+static void skipped_once(void **state) {
+    cli_shard(state, "holes", 2, two_bad);
+    free(cli_good(cli_run(state, CLI_SMALL, "--data", "@holes", "--held-out", "none", "--skip-bad",
+                          "--steps", "1", "--save-every", "1", "--out", "@skipping")));
+    cli_refused(cli_run(state, "--predict", "@skipping/checkpoints/last.safetensors", "--data",
+                        "@holes", "--csv", "@holes.csv"),
+                "event 2005|--skip-bad");
+    assert_false(cli_exists(state, "holes.csv"));
+}
+
+static void spoil_all(ShardArrays *a) {
+    for (int i = 0; i < a->E; i++) a->charge[a->offsets[i]] = NAN;
+}
+
+/* A step of which nothing is left makes no update, and the run goes on. */
+static void nothing_left(void **state) {
+    cli_shard(state, "sparse", 2, two_bad);
+    char *out =
+        cli_good(cli_run(state, CLI_SMALL, "--data", "@sparse", "--held-out", "none", "--batch",
+                         "1", "--steps", "24", "--skip-bad", "--out", "@sparse_run"));
+    assert_int_equal(times(out, "nothing is left of its events: no update"), 2);
+    free(out);
+    Lines l = metrics(state, "sparse_run", "loss");
+    assert_int_equal(l.n, 22);
+    free_lines(&l);
+    cli_shard(state, "spoilt", 2, spoil_all);
+    cli_refused(cli_run(state, CLI_SMALL, "--data", "@spoilt", "--held-out", "none", "--skip-bad",
+                        "--out", "@bad"),
+                "spoilt|no event that can be read|is damaged");
 }
 
 /* ---- an event of 178,000 pulses ---- */
@@ -183,13 +234,21 @@ static void enormous(ShardArrays *a) {
     a->P = a->offsets[4];
 }
 
+/* The same, and to be left out before its size matters. */
+static void enormous_and_damaged(ShardArrays *a) {
+    enormous(a);
+    a->charge[0] = NAN;
+}
+
+/* Vanilla attention of so many heads takes 4 TB for it: more than a machine has. */
+#define LARGE                                                                                  \
+    CLI_SMALL, "--data", "@large", "--held-out", "none", "--steps", "2", "--max-doms", "2000", \
+        "--max-pulses", "4096", "--d-model", "64", "--n-heads", "32", "--dropout", "0"
+
 /* It goes through where the backend needs no more than a row a pulse; where a backend needs more
  * than the machine has, it is named, or left out. */
 static void large(void **state) {
     cli_shard(state, "large", 1, enormous);
-#define LARGE                                                                                  \
-    CLI_SMALL, "--data", "@large", "--held-out", "none", "--steps", "2", "--max-doms", "2000", \
-        "--max-pulses", "4096"
     free(cli_good(cli_run(state, LARGE, "--out", "@through")));
     cli_refused(cli_run(state, LARGE, "--attn", "vanilla", "--out", "@none"),
                 "step 1: event 1000 with 178000 pulses on 2000 DOMs needs|MiB more|MiB "
@@ -201,15 +260,57 @@ static void large(void **state) {
     assert_says(out, "left out   event 1000 with 178000 pulses");
     assert_says(out, "2 parts were left out");
     free(out);
-    free(cli_good(
-        cli_run(state, CLI_SMALL, "--steps", "1", "--save-every", "1", "--out", "@sized")));
-    cli_refused(cli_run(state, "--predict", "@sized/checkpoints/last.safetensors", "--data",
-                        "@large", "--attn", "vanilla", "--max-doms", "2000", "--out", "@none"),
-                "event 1000 with 178000 pulses|MiB");
-    assert_false(cli_exists(state, "none/predictions.csv"));
+    out = cli_good(cli_run(state, LARGE, "--attn", "vanilla", "--skip-bad", "--batch", "1",
+                           "--steps", "4", "--out", "@alone"));
+    assert_int_equal(times(out, "nothing is left of its events: no update"), 1);
+    free(out);
     cli_refused(cli_run(state, CLI_SMALL, "--d-model", "16384", "--d-ff", "1048576", "--t1-layers",
                         "256", "--out", "@none"),
-                "MiB|left|smaller --batch");
+                "MiB|left|smaller --max-pulses");
+}
+
+/* A prediction keeps what was done before the event that it ends at, an evaluation the run. */
+static void large_later(void **state) {
+    cli_shard(state, "later", 0, NULL);
+    cli_shard(state, "later", 1, enormous);
+#define LATER                                                                                   \
+    LARGE, "--data", "@later", "--held-out", "1", "--attn", "vanilla", "--steps", "4", "--out", \
+        "@evaluated"
+    Cli r = cli_run(state, LATER, "--eval-every", "2", "--save-every", "100");
+    assert_says(r.out, "stopped after step 2");
+    cli_refused(r, "event 1000 with 178000 pulses|MiB");
+    static const char *const last = "@evaluated/checkpoints/last.safetensors";
+    cli_refused(cli_run(state, "--predict", last, "--data", "@later", "--held-out", "all", "--csv",
+                        "@later.csv"),
+                "later.csv holds 24 of 28 events|event 1000 with 178000 pulses|MiB");
+    char *text = cli_text(state, "later.csv");
+    assert_int_equal(times(text, "\n"), 25);
+    assert_says(text, "\n23,");
+    free(text);
+    cli_refused(cli_run(state, "--predict", last, "--data", "@large", "--csv", "@large.csv"),
+                "event 1000 with 178000 pulses|MiB");
+    assert_false(cli_exists(state, "large.csv"));
+}
+
+/* Left out for its size, it is as if it had never been there: loss, gradient and rates. */
+static void share_of_left_out(void **state) {
+    cli_shard(state, "large", 1, enormous);
+    free(cli_good(cli_run(state, LARGE, "--attn", "vanilla", "--skip-bad", "--out", "@too_large")));
+    cli_shard(state, "large", 1, enormous_and_damaged);
+    free(cli_good(
+        cli_run(state, LARGE, "--attn", "vanilla", "--skip-bad", "--out", "@damaged_run")));
+    assert_true(loss_difference(state, "too_large", "damaged_run") <= 1e-5);
+    Lines a = metrics(state, "too_large", "loss"), b = metrics(state, "damaged_run", "loss");
+    assert_int_equal(a.n, 2);
+    for (int i = 0; i < 2; i++) {
+        const double x = number(a.line[i], "grad_norm"), y = number(b.line[i], "grad_norm");
+        assert_true(x > 0 && fabs(x - y) <= 1e-4 * y);
+        const double events =
+            number(a.line[i], "events_per_s") * number(a.line[i], "step_ms") / 1000;
+        assert_true(fabs(events - 3) < 1e-6);
+    }
+    free_lines(&a);
+    free_lines(&b);
 }
 
 /* ---- checkpoints ---- */
@@ -277,6 +378,9 @@ static void not_a_number(void **state) {
                         "--save-every", "1"),
                 "step 3:|loss is|nan|last good checkpoint in|--lr");
     assert_true(same_file(state, "good/checkpoints/last.safetensors", "before.safetensors"));
+    cli_refused(cli_run(state, "--predict", "@nan.safetensors", "--csv", "@nan.csv"),
+                "event 0:|(nan, nan, nan)|expected numbers|nan.safetensors|another checkpoint");
+    assert_false(cli_exists(state, "nan.csv"));
 }
 
 static void full_disk(void **state) {
@@ -301,7 +405,11 @@ int main(void) {
         cmocka_unit_test(options),
         cmocka_unit_test(files),
         cmocka_unit_test(events),
+        cmocka_unit_test(skipped_once),
+        cmocka_unit_test(nothing_left),
         cmocka_unit_test(large),
+        cmocka_unit_test(large_later),
+        cmocka_unit_test(share_of_left_out),
         cmocka_unit_test(other_checkpoints),
         cmocka_unit_test(not_a_number),
         cmocka_unit_test(full_disk),

@@ -86,13 +86,39 @@ static void interrupted_run(void **state) {
                            "--threads", "2"));
     assert_says(out, "after step 2\n");
     free(out);
-    /* a prediction has nothing to save: it says so and leaves */
+    /* a prediction keeps what was done */
+    char name[64], path[SCRATCH_PATH];
+    struct stat written = {0};
     pid = cli_begin(state, "--predict", "@stopped/checkpoints/last.safetensors", "--eval-events",
-                    "100000000", "--out", "@never", "--threads", "2");
-    for (int wait = 0; wait < 60000 && !cli_exists(state, "never"); wait++) sleep_ms(1);
+                    "100000000", "--out", "@partly", "--threads", "2");
+    snprintf(name, sizeof name, "partly/predictions.csv.%ld.0.tmp", (long)pid);
+    scratch_path(state, name, path);
+    for (int wait = 0; wait < 60000 && (stat(path, &written) || written.st_size < 100); wait++)
+        sleep_ms(1);
     kill(pid, SIGINT);
-    cli_refused(cli_wait(state, pid), "stopped after|nothing is written");
-    assert_false(cli_exists(state, "never/predictions.csv"));
+    cli_refused(cli_wait(state, pid), "predictions.csv holds|of 100000000 events|stopped as asked");
+    char *text = cli_text(state, "partly/predictions.csv");
+    assert_int_equal(strncmp(text, "event_id,azimuth,zenith\n0,", 26), 0);
+    assert_true(text[strlen(text) - 1] == '\n');
+    free(text);
+    assert_int_equal(count(state, "partly", "predictions.csv"), 1);
+}
+
+/* The order of events and what was held out depend on the batch files that are there. */
+static void other_data(void **state) {
+#define SHARDED CLI_SMALL, "--steps", "2", "--save-every", "2"
+    for (int number = 7; number <= 9; number++) cli_shard(state, "shards", number, NULL);
+    free(cli_good(cli_run(state, SHARDED, "--data", "@shards", "--out", "@sharded")));
+    cli_shard(state, "shards", 10, NULL);
+    static const char *const words =
+        "last.safetensors began with other data|48 events to train on (batches 7-8), 24 held out "
+        "(batches 9)|72 events to train on (batches ";
+    cli_refused(cli_run(state, "--resume", "@sharded", "--steps", "3"), words);
+    cli_refused(cli_run(state, "--resume", "@sharded", "--steps", "3", "--held-out", "9"), words);
+    cli_refused(cli_run(state, "--resume", "@sharded", "--steps", "3", "--data", "sim"),
+                "simulator");
+    for (int number = 7; number <= 9; number++) cli_shard(state, "moved", number, NULL);
+    free(cli_good(cli_run(state, "--resume", "@sharded", "--steps", "3", "--data", "@moved")));
 }
 
 /* A checkpoint tells that there was an expression, and never which: the user gives it again. */
@@ -114,8 +140,9 @@ static void expression(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(stopped),         cmocka_unit_test(flat),       cmocka_unit_test(killed),
-        cmocka_unit_test(interrupted_run), cmocka_unit_test(expression),
+        cmocka_unit_test(stopped),    cmocka_unit_test(flat),
+        cmocka_unit_test(killed),     cmocka_unit_test(interrupted_run),
+        cmocka_unit_test(other_data), cmocka_unit_test(expression),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

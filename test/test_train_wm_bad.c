@@ -49,6 +49,8 @@ static void options(void **state) {
                 "--resume|--init|exclude");
     cli_refused(cli_run(state, CLI_SMALL, "--resume", "@a", "--attn", "all", "--out", "@bad"),
                 "--attn all|--init, not --resume");
+    cli_refused(cli_run(state, CLI_SMALL, "--sample", "@a", "--attn", "all", "--out", "@bad"),
+                "--attn all|--sample|name one");
     cli_refused(
         cli_run(state, CLI_SMALL, "--actions", "up*2,lfet", "--eval-every", "2", "--out", "@bad"),
         "lfet|none, stay, up, down");
