@@ -10,7 +10,7 @@
 
 #include "kernels/cpu/onednn.h"
 
-enum { BLOCK = 128, MAX_PRODUCTS = 128 };
+enum { BLOCK = 64, MAX_PRODUCTS = 128 };
 
 typedef struct Key { /* all of one type: compared as bytes */
     int64_t N, K, transposed, bias, add, n_threads;
