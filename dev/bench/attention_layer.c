@@ -166,14 +166,7 @@ static int bench_batch(const Bench *o, Ctx *c, const Layer *l, const Batch *b, M
     CHECK(row, "no memory for the results");
     Tensor x = {.data = pulses, .dtype = DT_F32, .ndim = 3, .shape = {1, b->pulses, FEATURES}},
            at = {.data = offsets, .dtype = DT_I32, .ndim = 1, .shape = {b->doms + 1}};
-    AttnArgs a = {.B = 1,
-                  .H = 1,
-                  .Tq = b->pulses,
-                  .Tk = b->pulses,
-                  .D = C,
-                  .dtype = DT_F32,
-                  .scale = 1,
-                  .mask = named};
+    AttnArgs a = attn_shape(1, 1, b->pulses, C, named);
     float *expected = reference(l, b, &x, &at, named, e);
     const int n = expected ? bench_rows(o, c, &a, named, written, row, e) : -1;
     if (n > 0) {

@@ -226,20 +226,7 @@ static int run_open(Run *r, const Bench *o, bool dry, Err *e) {
         return -1;
     const Part *b = &r->part[0];
     mask_set_documents(&r->dom_mask, b->dom_offsets, b->M);
-    const int H = g.n_heads, D = g.d_model / H;
-    const AttnStride rows = {(int64_t)b->N * g.d_model, g.d_model, D};
-    const AttnArgs shape = {.B = 1,
-                            .H = H,
-                            .Tq = b->N,
-                            .Tk = b->N,
-                            .D = D,
-                            .dtype = DT_F32,
-                            .scale = 1,
-                            .mask = &r->dom_mask,
-                            .qs = rows,
-                            .ks = rows,
-                            .vs = rows,
-                            .os = rows};
+    const AttnArgs shape = attn_shape(1, g.n_heads, b->N, g.d_model / g.n_heads, &r->dom_mask);
     if (attn_choose(&r->c, o->attn, &shape, e)) return -1;
     return ice_init(&r->m, &g, &r->dom_mask, &r->event_mask, 1, true, dry, e);
 }
