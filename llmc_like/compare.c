@@ -90,9 +90,10 @@ static double gradient_difference(FILE *a, FILE *b) {
     size_t n;
     while ((n = fread(x, sizeof *x, N, a)) > 0 && fread(y, sizeof *y, n, b) == n)
         for (size_t i = 0; i < n; i++) {
-            diff = fmax(diff, fabs((double)x[i] - (double)y[i]));
+            const double d = fabs((double)x[i] - (double)y[i]);
+            if (isnan(d)) return NAN;
+            diff = fmax(diff, d);
             largest = fmax(largest, fabs((double)x[i]));
-            if (isnan(x[i]) != isnan(y[i])) diff = NAN;
         }
     return largest > 0 ? diff / largest : diff;
 }

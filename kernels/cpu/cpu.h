@@ -32,7 +32,8 @@ void ISA_FN(gemm)(Ctx *c, bool ta, bool tb, int64_t M, int64_t N, int64_t K, flo
 double ISA_FN(sum_squares)(Ctx *c, const float *x, int64_t n);
 
 /* y (rows, N) = x (rows, K) W' + bias, or (add) y += x W'. All contiguous. Takes ctx_workspace.
- * Nothing depends on the number of threads. */
+ * Only the last rows, fewer than a block, may depend on the number of threads in their last bits,
+ * since oneDNN's sgemm does. */
 typedef struct RowProduct {
     int64_t rows, N, K;
     const float *x, *w; /* W is (N, K), or (transposed) stored as (K, N) */

@@ -148,7 +148,8 @@ static void single_forward(const FlashArgs *a, int b, int row) {
     }
 }
 
-/* d loss / d s is 0, or NaN where lse is. */
+/* d loss / d s is 0, or NaN where lse is. (A NaN in v or dout alone reaches out and dv, as it must,
+ * but not dq and dk, where the general formula would have 0 times it.) */
 static void single_backward(const FlashArgs *a, int b, int row) {
     for (int h = 0; h < a->H; h++) {
         const float p = own_share(a->lse[((int64_t)b * a->H + h) * a->lse_rows + row]);

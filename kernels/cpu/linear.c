@@ -15,18 +15,37 @@ void ISA_FN(linear_forward)(Ctx *c, const OpCall *o) {
 
 /* dW = dy' x sums over all rows. oneDNN's sgemm reads two long matrices with large strides badly
  * there; in pieces of about this many rows it is 10 to 25 % faster where dW is not square. */
-enum { WEIGHT_ROWS = 400 };
+enum { WEIGHT_ROWS = 400, WEIGHT_GROUPS = 8 };
 
-static void weight_gradient(Ctx *c, const OpCall *o, int64_t rows, int64_t K, int64_t N) {
-    const Tensor *w = o->in[1];
-    const float *x = o->in[0]->data, *dy = o->out[0]->grad;
+/* dw (N, K) = or += the sum over rows first .. end - 1, piece by piece. */
+static void add_pieces(Ctx *c, const OpCall *o, int64_t first, int64_t end, bool add, float *dw) {
+    const int64_t K = tensor_cols(o->in[0]), N = o->in[1]->shape[0], rows = end - first;
     const int64_t pieces = (rows + WEIGHT_ROWS - 1) / WEIGHT_ROWS;
     const int64_t size = (rows + pieces - 1) / pieces;
-    for (int64_t r = 0; r < rows; r += size) {
-        const int64_t n = r + size < rows ? size : rows - r;
-        ISA_FN(gemm)
-        (c, true, false, N, K, n, 1, dy + r * N, N, x + r * K, K, r || w->grad_set, w->grad, K);
+    const float *x = o->in[0]->data, *dy = o->out[0]->grad;
+    for (int64_t r = first; r < end; r += size) ISA_FN(gemm)
+    (c, true, false, N, K, r + size < end ? size : end - r, 1, dy + r * N, N, x + r * K, K,
+     r > first || add, dw, K);
+}
+
+/* Where rows are many and dW is small, threads take groups of rows, with a sum each, added in their
+ * order: two threads that share each piece wait for each other 16 times as often, which costs a
+ * sixth of the time. */
+static void weight_gradient(Ctx *c, const OpCall *o) {
+    const Tensor *w = o->in[1];
+    const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = w->shape[0];
+    const bool groups =
+        rows >= WEIGHT_GROUPS * WEIGHT_ROWS / 2 && WEIGHT_GROUPS * N * K <= rows * (N + K);
+    if (!groups) {
+        add_pieces(c, o, 0, rows, w->grad_set, w->grad);
+        return;
     }
+    float *partial = ctx_workspace(c, sizeof(float) * (size_t)(WEIGHT_GROUPS * N * K));
+#pragma omp parallel for num_threads(c->n_threads) schedule(dynamic, 1)
+    for (int64_t g = 0; g < WEIGHT_GROUPS; g++)
+        add_pieces(c, o, g * rows / WEIGHT_GROUPS, (g + 1) * rows / WEIGHT_GROUPS, false,
+                   partial + g * N * K);
+    ISA_FN(sum_partials)(c, partial, WEIGHT_GROUPS, N * K, w->grad, w->grad_set);
 }
 
 void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {
@@ -46,5 +65,5 @@ void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {
         ISA_FN(row_product)(c, &dx);
     else if (dx.sums)
         ISA_FN(sum_rows)(c, dx.x, rows, N, dx.sums, dx.add_sums);
-    if (w->grad) weight_gradient(c, o, rows, K, N);
+    if (w->grad) weight_gradient(c, o);
 }

@@ -10,11 +10,10 @@
 
 #include "kernels/cpu/onednn.h"
 
-enum { BLOCK = 128, MAX_PRODUCTS = 128 };
+enum { BLOCK = 64, MAX_PRODUCTS = 128 };
 
-typedef struct Key {
-    int64_t N, K;
-    int transposed, bias, add;
+typedef struct Key { /* all of one type: compared as bytes */
+    int64_t N, K, transposed, bias, add, n_threads;
 } Key;
 
 /* What a thread needs of its own to run a primitive beside other threads. */
@@ -77,7 +76,8 @@ static dnnl_primitive_desc_t describe(const OneDnn *s, const Key *k,
     return plan;
 }
 
-static void compile(const OneDnn *s, const Key *k, int n_threads, Product *p) {
+static void compile(const OneDnn *s, const Key *k, Product *p) {
+    const int n_threads = (int)k->n_threads;
     const dnnl_dims_t x = {BLOCK, k->K}, w = {k->N, k->K}, b = {k->N}, y = {BLOCK, k->N};
     dnnl_memory_desc_t d[4], plain; /* x, weight in any order, bias, y; weight as it is given */
     DNNL(dnnl_memory_desc_init_by_tag(&d[0], 2, x, dnnl_f32, dnnl_ab));
@@ -109,7 +109,7 @@ static void compile(const OneDnn *s, const Key *k, int n_threads, Product *p) {
     DNNL(dnnl_primitive_desc_destroy(plan));
 }
 
-static const Product *find(OneDnn *s, const Key *k, int n_threads) {
+static const Product *find(OneDnn *s, const Key *k) {
     if (!s->row_products) s->row_products = calloc(1, sizeof *s->row_products);
     RowProducts *t = s->row_products;
     CHECK(t, "no memory for the table of products (%zu bytes)", sizeof *t);
@@ -119,7 +119,7 @@ static const Product *find(OneDnn *s, const Key *k, int n_threads) {
     const int at = full ? t->next : t->n++;
     if (full) product_free(&t->entry[at]), t->next = (t->next + 1) % MAX_PRODUCTS;
     memset(&t->entry[at], 0, sizeof *t->entry);
-    compile(s, k, n_threads, &t->entry[at]);
+    compile(s, k, &t->entry[at]);
     return &t->entry[at];
 }
 
@@ -157,7 +157,7 @@ static void run_blocks(const OneDnn *s, const Product *p, const RowProduct *a, c
         for (int64_t b = 0; b < a->rows / BLOCK; b++) {
             onednn_place(l->x, a->x + b * BLOCK * a->K);
             onednn_place(l->y, a->y + b * BLOCK * a->N);
-            DNNL(dnnl_primitive_execute(p->run, s->stream, 4 + p->key.bias, args));
+            DNNL(dnnl_primitive_execute(p->run, s->stream, 4 + (int)p->key.bias, args));
             if (partial) sum_block(a->x + b * BLOCK * a->K, BLOCK, a->K, partial + b * a->K);
         }
     }
@@ -178,9 +178,9 @@ static void run_rest(Ctx *c, const RowProduct *a, int64_t first) {
 void ISA_FN(row_product)(Ctx *c, const RowProduct *a) {
     CHECK(!(a->bias && a->add), "a product that adds has no bias");
     const int64_t blocks = a->rows / BLOCK, done = blocks * BLOCK, rest = a->rows - done;
-    const Key key = {a->N, a->K, a->transposed, a->bias != NULL, a->add};
+    const Key key = {a->N, a->K, a->transposed, a->bias != NULL, a->add, c->n_threads};
     OneDnn *s = ISA_FN(onednn)(c);
-    const Product *p = blocks ? find(s, &key, c->n_threads) : NULL;
+    const Product *p = blocks ? find(s, &key) : NULL;
     const size_t sums = onednn_aligned(a->sums ? sizeof(float) * (size_t)((blocks + 1) * a->K) : 0);
     const size_t scratch =
         p ? onednn_aligned(p->packed_bytes) + (size_t)p->n_lanes * onednn_aligned(p->scratch_bytes)
