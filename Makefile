@@ -100,6 +100,7 @@ test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
 # This test runs the programs on fixtures; tests of train_wm find it in BIN
 $(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_BIN='"$(BIN)"'
 $(BUILD)/test/test_fixtures: | $(FIXTURES)
+$(filter $(BUILD)/test/test_bench_%,$(TESTS)): | $(BENCHES)
 
 check:
 	@dev/check

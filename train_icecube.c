@@ -180,20 +180,7 @@ static Tensor *loss(void *self, Ctx *c, const TrainPart *part) {
 /* ---- the model ---- */
 
 static AttnArgs shape_of(const IceSettings *s, const Mask *mask, int rows) {
-    const int C = s->dom.d_model, H = s->dom.n_heads, D = C / H;
-    const AttnStride stride = {(int64_t)rows * C, C, D};
-    return (AttnArgs){.B = 1,
-                      .H = H,
-                      .Tq = rows,
-                      .Tk = rows,
-                      .D = D,
-                      .dtype = DT_F32,
-                      .scale = 1 / sqrtf((float)D),
-                      .mask = mask,
-                      .qs = stride,
-                      .ks = stride,
-                      .vs = stride,
-                      .os = stride};
+    return attn_shape(1, s->dom.n_heads, rows, s->dom.d_model / s->dom.n_heads, mask);
 }
 
 /* Of the last part, which has the longest events; T1's first, where it attends at all. */

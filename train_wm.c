@@ -124,21 +124,9 @@ static void held_out_clip(const void *user, uint64_t i, float *x, int32_t *actio
 static int shapes(void *self, const void *first, AttnArgs *shape) {
     const Program *p = self;
     const WmConfig *g = &p->s.model;
-    const int T = wm_tokens(g), D = g->d_model / g->n_heads;
-    const AttnStride stride = {(int64_t)T * g->d_model, g->d_model, D};
     (void)first;
-    *shape = (AttnArgs){.B = p->s.train.batch,
-                        .H = g->n_heads,
-                        .Tq = T,
-                        .Tk = T,
-                        .D = D,
-                        .dtype = DT_F32,
-                        .scale = 1.0f,
-                        .mask = &p->mask,
-                        .qs = stride,
-                        .ks = stride,
-                        .vs = stride,
-                        .os = stride};
+    *shape =
+        attn_shape(p->s.train.batch, g->n_heads, wm_tokens(g), g->d_model / g->n_heads, &p->mask);
     return 1;
 }
 

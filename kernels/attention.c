@@ -67,6 +67,22 @@ const AttnBackend *attn_find(const char *name) {
 
 /* ---- the op ---- */
 
+AttnArgs attn_shape(int B, int H, int T, int D, const Mask *mask) {
+    const AttnStride rows = {(int64_t)T * H * D, (int64_t)H * D, D};
+    return (AttnArgs){.B = B,
+                      .H = H,
+                      .Tq = T,
+                      .Tk = T,
+                      .D = D,
+                      .dtype = DT_F32,
+                      .scale = 1,
+                      .mask = mask,
+                      .qs = rows,
+                      .ks = rows,
+                      .vs = rows,
+                      .os = rows};
+}
+
 /* Packed: q, k and v are the thirds of each row of one tensor, and so are their gradients. */
 static AttnArgs packed_args(const OpCall *o) {
     const Tensor *qkv = o->in[0], *out = o->out[0];

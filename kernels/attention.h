@@ -107,6 +107,10 @@ typedef struct AttnArgs {
     void *workspace; /* as many bytes as workspace() said, aligned to 64 */
 } AttnArgs;
 
+/* The shape of a call, for choosing a backend: as many queries as keys, float32, rows of H heads
+ * behind each other, no tensors yet; scale 1. */
+AttnArgs attn_shape(int B, int H, int T, int D, const Mask *mask);
+
 typedef struct AttnBackend {
     const char *name;
     const char *help;

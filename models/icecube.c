@@ -1,6 +1,5 @@
 #include "models/icecube.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,12 +24,6 @@ IceConfig ice_config_default(void) {
 
 static const char *const poolings[] = {"mean", "max", "mean+max", "class", "embedding", NULL};
 
-static const char *pooling_name(const char *text) {
-    for (int i = 0; text && poolings[i]; i++)
-        if (!strcmp(poolings[i], text)) return poolings[i];
-    return NULL;
-}
-
 int ice_config_check(const IceConfig *g, Err *e) {
     if (g->d_model < 2 || g->n_heads < 1 || g->t1_layers < 0 || g->t2_layers < 1 || g->d_ff < 1)
         return err_set(e, "sizes must be positive: d_model %d, heads %d, layers %d and %d, d_ff %d",
@@ -41,7 +34,7 @@ int ice_config_check(const IceConfig *g, Err *e) {
     if (g->d_model % g->n_heads || g->d_model % 2)
         return err_set(e, "d_model %d must be even and divide into %d heads; choose a multiple",
                        g->d_model, g->n_heads);
-    if (!pooling_name(g->pooling))
+    if (!config_name(poolings, g->pooling))
         return err_set(e, "no pooling '%s'; there are mean, max, mean+max, class and embedding",
                        g->pooling ? g->pooling : "");
     if (!(g->dropout >= 0 && g->dropout < 1))
@@ -55,50 +48,36 @@ int ice_config_check(const IceConfig *g, Err *e) {
     return 0;
 }
 
+void ice_config_rows(IceConfig *g, ConfigRow row[ICE_CONFIG_ROWS]) {
+    const ConfigRow table[ICE_CONFIG_ROWS] = {
+        {"d_model", "d-model", CONFIG_INT, &g->d_model, NULL, false},
+        {"n_heads", "n-heads", CONFIG_INT, &g->n_heads, NULL, false},
+        {"t1_layers", "t1-layers", CONFIG_INT, &g->t1_layers, NULL, false},
+        {"t2_layers", "t2-layers", CONFIG_INT, &g->t2_layers, NULL, false},
+        {"d_ff", "d-ff", CONFIG_INT, &g->d_ff, NULL, false},
+        {"pooling", "pooling", CONFIG_NAME, &g->pooling, poolings, false},
+        {"dropout", "dropout", CONFIG_DOUBLE, &g->dropout, NULL, false},
+        {"time_scale", "time-scale", CONFIG_DOUBLE, &g->time_scale, NULL, false},
+        {"position_scale", "position-scale", CONFIG_DOUBLE, &g->position_scale, NULL, false},
+        {"max_doms", "max-doms", CONFIG_INT, &g->max_doms, NULL, false},
+    };
+    memcpy(row, table, sizeof table);
+}
+
 void ice_config_json(const IceConfig *g, char *text, size_t size) {
-    snprintf(text, size,
-             "{\"model\": \"hierarchical\", \"d_model\": %d, \"n_heads\": %d, \"t1_layers\": %d, "
-             "\"t2_layers\": %d, \"d_ff\": %d, \"pooling\": \"%s\", \"dropout\": %g, "
-             "\"time_scale\": %.9g, \"position_scale\": %.9g, \"max_doms\": %d}",
-             g->d_model, g->n_heads, g->t1_layers, g->t2_layers, g->d_ff, g->pooling, g->dropout,
-             g->time_scale, g->position_scale, g->max_doms);
+    IceConfig copy = *g;
+    ConfigRow row[ICE_CONFIG_ROWS];
+    ice_config_rows(&copy, row);
+    config_write(text, size, "hierarchical", row, ICE_CONFIG_ROWS);
 }
 
 int ice_config_parse(IceConfig *g, const char *json, Err *e) {
     *g = ice_config_default();
-    cJSON *o = cJSON_Parse(json);
-    const cJSON *model = cJSON_GetObjectItemCaseSensitive(o, "model");
-    const char *name = cJSON_IsString(model) ? model->valuestring : "no model";
-    if (!cJSON_IsObject(o) || strcmp(name, "hierarchical")) {
-        err_set(e, "this is the config of %s, not of the hierarchical IceCube model", name);
-        cJSON_Delete(o);
-        return -1;
-    }
-    const struct {
-        const char *name;
-        int *value;
-    } row[] = {{"n_layers", &g->t1_layers},  {"n_layers", &g->t2_layers},
-               {"d_model", &g->d_model},     {"n_heads", &g->n_heads},
-               {"t1_layers", &g->t1_layers}, {"t2_layers", &g->t2_layers},
-               {"d_ff", &g->d_ff},           {"max_doms", &g->max_doms}};
-    const char *wrong = NULL;
-    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
-        const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, row[i].name);
-        if (cJSON_IsNumber(v) && fabs(v->valuedouble) <= 1 << 20)
-            *row[i].value = (int)v->valuedouble;
-        else if (v)
-            wrong = row[i].name;
-    }
-    const cJSON *pooling = cJSON_GetObjectItemCaseSensitive(o, "pooling"),
-                *dropout = cJSON_GetObjectItemCaseSensitive(o, "dropout"),
-                *time_scale = cJSON_GetObjectItemCaseSensitive(o, "time_scale"),
-                *position_scale = cJSON_GetObjectItemCaseSensitive(o, "position_scale");
-    if (cJSON_IsString(pooling)) g->pooling = pooling_name(pooling->valuestring);
-    if (cJSON_IsNumber(dropout)) g->dropout = dropout->valuedouble;
-    if (cJSON_IsNumber(time_scale)) g->time_scale = time_scale->valuedouble;
-    if (cJSON_IsNumber(position_scale)) g->position_scale = position_scale->valuedouble;
-    cJSON_Delete(o);
-    if (wrong) return err_set(e, "the config's %s is no number that fits", wrong);
+    ConfigRow row[2 + ICE_CONFIG_ROWS] = {
+        {"n_layers", NULL, CONFIG_INT, &g->t1_layers, NULL, false},
+        {"n_layers", NULL, CONFIG_INT, &g->t2_layers, NULL, false}};
+    ice_config_rows(g, row + 2);
+    if (config_read(json, "hierarchical", false, row, 2 + ICE_CONFIG_ROWS, e)) return -1;
     return ice_config_check(g, e);
 }
 

@@ -18,6 +18,7 @@
 #define MODELS_ICECUBE_H
 
 #include "kernels/ops.h"
+#include "llmc_like/config.h"
 #include "llmc_like/params.h"
 
 typedef struct IceConfig {
@@ -33,6 +34,10 @@ typedef struct IceConfig {
 IceConfig ice_config_default(void);
 /* -1 and a sentence that names the option for sizes that do not fit together. */
 int ice_config_check(const IceConfig *g, Err *e);
+/* What the JSON text holds, and the options that set it (llmc_like/config.h); values point into *g.
+ */
+enum { ICE_CONFIG_ROWS = 10 };
+void ice_config_rows(IceConfig *g, ConfigRow row[ICE_CONFIG_ROWS]);
 /* {"model": "hierarchical", "d_model": ..}; the reader also takes the originals' "n_layers" for
  * both. -1 for another model's. */
 void ice_config_json(const IceConfig *g, char *text, size_t size);

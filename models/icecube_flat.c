@@ -1,6 +1,5 @@
 #include "models/icecube_flat.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,12 +25,6 @@ IceFlatConfig ice_flat_config_default(void) {
 
 static const char *const inputs[] = {"linear", "mlp", "none", NULL};
 
-static const char *input_name(const char *text) {
-    for (int i = 0; text && inputs[i]; i++)
-        if (!strcmp(inputs[i], text)) return inputs[i];
-    return NULL;
-}
-
 /* Columns of dom_vector. */
 static int n_features(const IceFlatConfig *g) { return 4 + 3 * g->K; }
 
@@ -47,7 +40,7 @@ int ice_flat_config_check(const IceFlatConfig *g, Err *e) {
                        g->n_heads);
     if (g->K < 1 || g->K > 1 << 16)
         return err_set(e, "K is %d; a DOM's vector has 1 to %d pulses", g->K, 1 << 16);
-    if (!input_name(g->input))
+    if (!config_name(inputs, g->input))
         return err_set(e, "no input '%s'; there are linear, mlp and none",
                        g->input ? g->input : "");
     if (!strcmp(g->input, "none") && n_features(g) > g->d_model)
@@ -66,54 +59,35 @@ int ice_flat_config_check(const IceFlatConfig *g, Err *e) {
     return 0;
 }
 
+void ice_flat_config_rows(IceFlatConfig *g, ConfigRow row[ICE_FLAT_CONFIG_ROWS]) {
+    const ConfigRow table[ICE_FLAT_CONFIG_ROWS] = {
+        {"d_model", "d-model", CONFIG_INT, &g->d_model, NULL, false},
+        {"num_heads", "n-heads", CONFIG_INT, &g->n_heads, NULL, false},
+        {"num_layers", "n-layers", CONFIG_INT, &g->n_layers, NULL, false},
+        {"hidden_dim", "d-ff", CONFIG_INT, &g->d_ff, NULL, false},
+        {"head_hidden_dim", "head-hidden", CONFIG_INT, &g->head_hidden, NULL, false},
+        {"max_pulses_per_dom", "k", CONFIG_INT, &g->K, NULL, false},
+        {"input_mode", "input", CONFIG_NAME, &g->input, inputs, false},
+        {"dropout", "dropout", CONFIG_DOUBLE, &g->dropout, NULL, false},
+        {"time_scale", "time-scale", CONFIG_DOUBLE, &g->time_scale, NULL, false},
+        {"position_scale", "position-scale", CONFIG_DOUBLE, &g->position_scale, NULL, false},
+        {"max_doms", "max-doms", CONFIG_INT, &g->max_doms, NULL, false},
+    };
+    memcpy(row, table, sizeof table);
+}
+
 void ice_flat_config_json(const IceFlatConfig *g, char *text, size_t size) {
-    snprintf(text, size,
-             "{\"model\": \"flat\", \"d_model\": %d, \"num_heads\": %d, \"num_layers\": %d, "
-             "\"hidden_dim\": %d, \"head_hidden_dim\": %d, \"max_pulses_per_dom\": %d, "
-             "\"input_mode\": \"%s\", \"dropout\": %g, \"time_scale\": %.9g, \"position_scale\": "
-             "%.9g, \"max_doms\": %d}",
-             g->d_model, g->n_heads, g->n_layers, g->d_ff, g->head_hidden, g->K, g->input,
-             g->dropout, g->time_scale, g->position_scale, g->max_doms);
+    IceFlatConfig copy = *g;
+    ConfigRow row[ICE_FLAT_CONFIG_ROWS];
+    ice_flat_config_rows(&copy, row);
+    config_write(text, size, "flat", row, ICE_FLAT_CONFIG_ROWS);
 }
 
 int ice_flat_config_parse(IceFlatConfig *g, const char *json, Err *e) {
     *g = ice_flat_config_default();
-    cJSON *o = cJSON_Parse(json);
-    const cJSON *model = cJSON_GetObjectItemCaseSensitive(o, "model");
-    const char *name = cJSON_IsString(model) ? model->valuestring : "no model";
-    if (!cJSON_IsObject(o) || strcmp(name, "flat")) {
-        err_set(e, "this is the config of %s, not of the flat IceCube model", name);
-        cJSON_Delete(o);
-        return -1;
-    }
-    const struct {
-        const char *name;
-        int *value;
-    } row[] = {{"d_model", &g->d_model},
-               {"num_heads", &g->n_heads},
-               {"num_layers", &g->n_layers},
-               {"hidden_dim", &g->d_ff},
-               {"head_hidden_dim", &g->head_hidden},
-               {"max_pulses_per_dom", &g->K},
-               {"max_doms", &g->max_doms}};
-    const char *wrong = NULL;
-    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
-        const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, row[i].name);
-        if (cJSON_IsNumber(v) && fabs(v->valuedouble) <= 1 << 20)
-            *row[i].value = (int)v->valuedouble;
-        else if (v)
-            wrong = row[i].name;
-    }
-    const cJSON *input = cJSON_GetObjectItemCaseSensitive(o, "input_mode"),
-                *dropout = cJSON_GetObjectItemCaseSensitive(o, "dropout"),
-                *time_scale = cJSON_GetObjectItemCaseSensitive(o, "time_scale"),
-                *position_scale = cJSON_GetObjectItemCaseSensitive(o, "position_scale");
-    if (cJSON_IsString(input)) g->input = input_name(input->valuestring);
-    if (cJSON_IsNumber(dropout)) g->dropout = dropout->valuedouble;
-    if (cJSON_IsNumber(time_scale)) g->time_scale = time_scale->valuedouble;
-    if (cJSON_IsNumber(position_scale)) g->position_scale = position_scale->valuedouble;
-    cJSON_Delete(o);
-    if (wrong) return err_set(e, "the config's %s is no number that fits", wrong);
+    ConfigRow row[ICE_FLAT_CONFIG_ROWS];
+    ice_flat_config_rows(g, row);
+    if (config_read(json, "flat", false, row, ICE_FLAT_CONFIG_ROWS, e)) return -1;
     return ice_flat_config_check(g, e);
 }
 

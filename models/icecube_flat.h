@@ -28,6 +28,9 @@ typedef struct IceFlatConfig {
 /* 128, 8, 4, 256 (0.55 M parameters); head 128, K 16, linear, 0.1, 3e4, 128. */
 IceFlatConfig ice_flat_config_default(void);
 int ice_flat_config_check(const IceFlatConfig *g, Err *e);
+/* As the hierarchical model's rows. */
+enum { ICE_FLAT_CONFIG_ROWS = 11 };
+void ice_flat_config_rows(IceFlatConfig *g, ConfigRow row[ICE_FLAT_CONFIG_ROWS]);
 /* The originals' names: max_pulses_per_dom, d_model, max_doms, num_heads, num_layers, hidden_dim,
  * head_hidden_dim, input_mode, model "flat". */
 void ice_flat_config_json(const IceFlatConfig *g, char *text, size_t size);

@@ -169,51 +169,20 @@ int ice_preset(IceSettings *s, Options *o, Err *e) {
     return preset_apply(presets, s->train.preset, o, e);
 }
 
-typedef struct Size {
-    const char *option;
-    double value;
-} Size;
-
-static int adopt_sizes(Options *o, const Size *size, size_t n, Err *e) {
-    char text[32];
-    for (size_t i = 0; i < n; i++) {
-        snprintf(text, sizeof text, "%.17g", size[i].value);
-        if (options_preset(o, size[i].option, text, e)) return -1;
-    }
-    return 0;
-}
-
 static int adopt_dom(Options *o, const char *json, Err *e) {
     IceConfig g;
+    ConfigRow row[ICE_CONFIG_ROWS];
+    ice_config_rows(&g, row);
     if (ice_config_parse(&g, json, e)) return -1;
-    const Size size[] = {{"d-model", g.d_model},
-                         {"n-heads", g.n_heads},
-                         {"d-ff", g.d_ff},
-                         {"dropout", g.dropout},
-                         {"time-scale", g.time_scale},
-                         {"position-scale", g.position_scale},
-                         {"max-doms", g.max_doms},
-                         {"t1-layers", g.t1_layers},
-                         {"t2-layers", g.t2_layers}};
-    if (adopt_sizes(o, size, sizeof size / sizeof *size, e)) return -1;
-    return options_preset(o, "pooling", g.pooling, e);
+    return config_adopt(o, row, ICE_CONFIG_ROWS, e);
 }
 
 static int adopt_flat(Options *o, const char *json, Err *e) {
     IceFlatConfig g;
+    ConfigRow row[ICE_FLAT_CONFIG_ROWS];
+    ice_flat_config_rows(&g, row);
     if (ice_flat_config_parse(&g, json, e)) return -1;
-    const Size size[] = {{"d-model", g.d_model},
-                         {"n-heads", g.n_heads},
-                         {"d-ff", g.d_ff},
-                         {"dropout", g.dropout},
-                         {"time-scale", g.time_scale},
-                         {"position-scale", g.position_scale},
-                         {"max-doms", g.max_doms},
-                         {"n-layers", g.n_layers},
-                         {"head-hidden", g.head_hidden},
-                         {"k", g.K}};
-    if (adopt_sizes(o, size, sizeof size / sizeof *size, e)) return -1;
-    return options_preset(o, "input", g.input, e);
+    return config_adopt(o, row, ICE_FLAT_CONFIG_ROWS, e);
 }
 
 int ice_adopt_config(IceSettings *s, Options *o, const char *json, Err *e) {

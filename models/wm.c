@@ -1,6 +1,5 @@
 #include "models/wm.h"
 
-#include <cjson/cJSON.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -40,12 +39,6 @@ static bool has_group_norm(const WmConfig *cfg) {
 
 static const char *const rope_names[] = {"rope", "learn", "vid", NULL};
 
-static const char *rope_name(const char *text) {
-    for (int i = 0; rope_names[i]; i++)
-        if (!strcmp(rope_names[i], text)) return rope_names[i];
-    return NULL;
-}
-
 int wm_config_check(const WmConfig *g, Err *e) {
     if (g->d_model < 2 || g->n_heads < 1 || g->n_blocks < 1 || g->n_frames < 1 || g->patch < 1 ||
         g->expansion < 1 || g->n_registers < 0 || g->n_actions < 1 || g->timesteps < 2)
@@ -75,55 +68,44 @@ int wm_config_check(const WmConfig *g, Err *e) {
                        " tokens, at most %d are possible; choose fewer --frames, smaller pictures "
                        "or a larger --patch",
                        g->n_frames, g->height, g->width, g->patch, tokens, WM_MAX_TOKENS);
-    if (!g->rope || !rope_name(g->rope))
+    if (!config_name(rope_names, g->rope))
         return err_set(e, "no rope variant '%s'; there are rope, learn and vid",
                        g->rope ? g->rope : "");
     return 0;
 }
 
+void wm_config_rows(WmConfig *g, ConfigRow row[WM_CONFIG_ROWS]) {
+    const ConfigRow table[WM_CONFIG_ROWS] = {
+        /* the first have no default that could be meant */
+        {"d_model", "d-model", CONFIG_INT, &g->d_model, NULL, true},
+        {"n_heads", "n-heads", CONFIG_INT, &g->n_heads, NULL, true},
+        {"n_blocks", "n-blocks", CONFIG_INT, &g->n_blocks, NULL, true},
+        {"n_window", "frames", CONFIG_INT, &g->n_frames, NULL, true},
+        {"height", "height", CONFIG_INT, &g->height, NULL, false},
+        {"width", "width", CONFIG_INT, &g->width, NULL, false},
+        {"patch_size", "patch", CONFIG_INT, &g->patch, NULL, false},
+        {"rope", "rope", CONFIG_NAME, &g->rope, rope_names, false},
+        {"rope_base", "rope-base", CONFIG_DOUBLE, &g->rope_base, NULL, false},
+        {"expansion", "expansion", CONFIG_INT, &g->expansion, NULL, false},
+        {"n_registers", "n-registers", CONFIG_INT, &g->n_registers, NULL, false},
+        {"n_actions", NULL, CONFIG_INT, &g->n_actions, NULL, false},
+        {"timesteps", NULL, CONFIG_INT, &g->timesteps, NULL, false},
+    };
+    memcpy(row, table, sizeof table);
+}
+
 void wm_config_json(const WmConfig *g, char *text, size_t size) {
-    snprintf(
-        text, size,
-        "{\"model\": \"wm\", \"d_model\": %d, \"n_heads\": %d, \"n_blocks\": %d, \"n_window\": %d, "
-        "\"height\": %d, \"width\": %d, \"patch_size\": %d, \"rope\": \"%s\", \"rope_base\": %g, "
-        "\"expansion\": %d, \"n_registers\": %d, \"n_actions\": %d, \"timesteps\": %d}",
-        g->d_model, g->n_heads, g->n_blocks, g->n_frames, g->height, g->width, g->patch, g->rope,
-        g->rope_base, g->expansion, g->n_registers, g->n_actions, g->timesteps);
+    WmConfig copy = *g;
+    ConfigRow row[WM_CONFIG_ROWS];
+    wm_config_rows(&copy, row);
+    config_write(text, size, "wm", row, WM_CONFIG_ROWS);
 }
 
 int wm_config_parse(WmConfig *g, const char *json, Err *e) {
     *g = wm_config_default();
-    const struct {
-        const char *name;
-        int *value;
-    } row[] = {{"d_model", &g->d_model},         {"n_heads", &g->n_heads},
-               {"n_blocks", &g->n_blocks},       {"n_window", &g->n_frames},
-               {"height", &g->height},           {"width", &g->width},
-               {"patch_size", &g->patch},        {"expansion", &g->expansion},
-               {"n_registers", &g->n_registers}, {"n_actions", &g->n_actions},
-               {"timesteps", &g->timesteps}};
-    cJSON *o = cJSON_Parse(json);
-    const cJSON *model = cJSON_GetObjectItemCaseSensitive(o, "model");
-    if (!cJSON_IsObject(o) || (cJSON_IsString(model) && strcmp(model->valuestring, "wm"))) {
-        err_set(e, "this is the config of %s, not of a world model",
-                cJSON_IsString(model) ? model->valuestring : "no model");
-        cJSON_Delete(o);
-        return -1;
-    }
-    const char *missing = NULL;
-    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
-        const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, row[i].name);
-        if (cJSON_IsNumber(v) && fabs(v->valuedouble) <= 1 << 20)
-            *row[i].value = (int)v->valuedouble;
-        else if (v || i < 4)
-            missing = row[i].name; /* the first four have no default that could be meant */
-    }
-    const cJSON *rope = cJSON_GetObjectItemCaseSensitive(o, "rope");
-    const cJSON *base = cJSON_GetObjectItemCaseSensitive(o, "rope_base");
-    if (cJSON_IsString(rope)) g->rope = rope_name(rope->valuestring);
-    if (cJSON_IsNumber(base)) g->rope_base = base->valuedouble;
-    cJSON_Delete(o);
-    if (missing) return err_set(e, "the config's %s is missing or no number that fits", missing);
+    ConfigRow row[WM_CONFIG_ROWS];
+    wm_config_rows(g, row);
+    if (config_read(json, "wm", true, row, WM_CONFIG_ROWS, e)) return -1;
     return wm_config_check(g, e);
 }
 

@@ -9,6 +9,7 @@
 #define MODELS_WM_H
 
 #include "kernels/ops.h"
+#include "llmc_like/config.h"
 #include "llmc_like/params.h"
 
 typedef struct WmConfig {
@@ -33,8 +34,15 @@ int wm_config_check(const WmConfig *cfg, Err *e);
 int wm_tokens_per_frame(const WmConfig *cfg); /* S */
 int wm_tokens(const WmConfig *cfg);           /* T */
 
+/* What the JSON text holds, and the options that set it (llmc_like/config.h); values point into
+ * *cfg.
+ */
+enum { WM_CONFIG_ROWS = 13 };
+void wm_config_rows(WmConfig *cfg, ConfigRow row[WM_CONFIG_ROWS]);
+
 /* The config as JSON text with the originals' names, and back. wm_config_parse returns -1 and a
- * sentence for what is no config of this model; `rope` then points to static text. */
+ * sentence for what is no config of this model (the originals' do not name it); `rope` then points
+ * to static text. */
 void wm_config_json(const WmConfig *cfg, char *text, size_t size);
 int wm_config_parse(WmConfig *cfg, const char *json, Err *e);
 

@@ -104,25 +104,14 @@ int wm_options(WmSettings *s, Option row[TRAIN_MAX_OPTIONS]) {
 
 /* Sizes from a checkpoint's config, where the user named none. */
 int wm_adopt_config(Options *o, WmSettings *s, const char *json, Err *e) {
-    WmConfig g;
     if (!json) return 0;
+    WmConfig g;
+    ConfigRow row[WM_CONFIG_ROWS];
+    wm_config_rows(&g, row);
     if (wm_config_parse(&g, json, e)) return -1;
-    const struct {
-        const char *name;
-        double value;
-    } size[] = {{"d-model", g.d_model},     {"n-heads", g.n_heads},
-                {"n-blocks", g.n_blocks},   {"frames", g.n_frames},
-                {"height", g.height},       {"width", g.width},
-                {"patch", g.patch},         {"n-registers", g.n_registers},
-                {"expansion", g.expansion}, {"rope-base", g.rope_base}};
-    char text[32];
-    for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
-        snprintf(text, sizeof text, "%.17g", size[i].value);
-        if (options_preset(o, size[i].name, text, e)) return -1;
-    }
     s->model.n_actions = g.n_actions;
     s->model.timesteps = g.timesteps;
-    return options_preset(o, "rope", g.rope, e);
+    return config_adopt(o, row, WM_CONFIG_ROWS, e);
 }
 
 int wm_check_sizes(const WmSettings *s, Err *e) {

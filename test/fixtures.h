@@ -284,28 +284,11 @@ typedef struct FixtureProgram {
     int (*sample_mask)(Mask *m, const char *text, Err *e);
 } FixtureProgram;
 
-/* The arguments of a call on T rows: as many queries as keys, contiguous. */
-static inline AttnArgs fixture_attention_shape(const Mask *mask, int B, int T, int H, int D) {
-    const AttnStride rows = {(int64_t)T * H * D, H * D, D};
-    return (AttnArgs){.B = B,
-                      .H = H,
-                      .Tq = T,
-                      .Tk = T,
-                      .D = D,
-                      .dtype = DT_F32,
-                      .scale = 1,
-                      .mask = mask,
-                      .qs = rows,
-                      .ks = rows,
-                      .vs = rows,
-                      .os = rows};
-}
-
 /* The backends that do this program's mask. */
 static inline int fixture_list_attn(const FixtureProgram *p, const char *mask_text, Err *e) {
     Mask mask;
     if (p->sample_mask(&mask, mask_text, e)) return -1;
-    const AttnArgs shape = fixture_attention_shape(&mask, 1, mask.T, 1, 16);
+    const AttnArgs shape = attn_shape(1, 1, mask.T, 16, &mask);
     for (int i = 0; attn_backends[i]; i++)
         if (!attn_backends[i]->supports(&shape)) printf("%s\n", attn_backends[i]->name);
     mask_free(&mask);

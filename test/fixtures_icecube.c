@@ -226,7 +226,7 @@ static int open_mask(Case *k, Mask *m, const FixtureSettings *s, const char *att
     if (mask_init_documents(m, s->mask, "", H, e)) return -1;
     mask_set_documents(m, offsets, n);
     mask_set_build(m, s->cache, NULL);
-    const AttnArgs shape = fixture_attention_shape(m, 1, offsets[n], H, C / H);
+    const AttnArgs shape = attn_shape(1, H, offsets[n], C / H, m);
     return attn_choose(&k->f->c, attn, &shape, e);
 }
 

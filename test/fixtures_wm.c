@@ -174,7 +174,7 @@ static int run_case(Case *k, const FixtureSettings *s, Err *e) {
     Fixture *f = k->f;
     if (read_config(k, e) || read_inputs(k, e)) return -1;
     const int T = wm_tokens_per_frame(&k->cfg) * (int)k->F, H = k->cfg.n_heads;
-    const AttnArgs shape = fixture_attention_shape(&k->mask, (int)k->B, T, H, k->cfg.d_model / H);
+    const AttnArgs shape = attn_shape((int)k->B, H, T, k->cfg.d_model / H, &k->mask);
     if (mask_init(&k->mask, s->mask, "", wm_tokens(&k->cfg), wm_tokens_per_frame(&k->cfg),
                   (int)k->B, H, e))
         return -1;

@@ -168,11 +168,12 @@ def make(folder):
         d = Kaggle()
         spoil(d)
         d.write(folder / name)
-    for name in ("truncated", "empty", "no-file", "no-geometry", "no-table"):
+    for name in ("truncated", "truncated-table", "empty", "no-file", "no-geometry", "no-table"):
         Kaggle().write(folder / name)
-    path = Path("train", "batch_2.parquet")
-    whole = (folder / "good" / path).read_bytes()
-    (folder / "truncated" / path).write_bytes(whole[:len(whole) // 2])
+    table, path = Path("train_meta.parquet"), Path("train", "batch_2.parquet")
+    for name, cut in (("truncated", path), ("truncated-table", table)):
+        whole = (folder / "good" / cut).read_bytes()
+        (folder / name / cut).write_bytes(whole[:len(whole) // 2])
     (folder / "empty" / path).write_bytes(b"")
     (folder / "no-file" / path).unlink()
     (folder / "no-geometry" / "sensor_geometry.csv").unlink()

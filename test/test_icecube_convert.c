@@ -1,7 +1,7 @@
 /* data/icecube_convert.py, started as a user does, on small folders in Kaggle's layout that
- * test/make_kaggle.py makes: what it leaves, row by row, against the formulas by which they were
- * made; each kind of damage; interrupted and resumed runs. Skipped where `make deps` could not make
- * build/python. */
+ * test/make_kaggle.py makes: what it leaves, row by row, and what the loader reads of that, event
+ * by event, against the formulas by which they were made; each kind of damage; interrupted and
+ * resumed runs. Skipped where `make deps` could not make build/python. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,8 +15,9 @@
 #include <math.h>
 #include <sys/file.h>
 
+#include "data/icecube_data.h"
 #include "llmc_like/npy.h"
-#include "test/cli.h"
+#include "test/cli_icecube.h"
 
 #define PYTHON "build/python/bin/python"
 #define CONVERTER "data/icecube_convert.py"
@@ -136,6 +137,48 @@ static void same(void **state, const char *folder, unsigned left_out_1, unsigned
     same_batch(state, folder, 3, 0);
 }
 
+static void same_positions(const float *xyz) {
+    for (int s = 0; s < SENSORS; s++, xyz += 3) {
+        assert_true(xyz[0] == (float)(s / 60 * 10) + 0.5f);
+        assert_true(xyz[1] == (float)(s % 7 * 100) + 0.25f);
+        assert_true(xyz[2] == (float)(s % 60 * 17) + 0.125f);
+    }
+}
+
+/* The same by the loader: each event of the three batches as a model gets it. */
+static void same_events(void **state, const char *folder) {
+    char path[SCRATCH_PATH];
+    IceData d;
+    Err e = {""};
+    const IceDataOptions o = {.source = scratch_path(state, folder, path), .held_out = "all"};
+    if (ice_data_open(&d, &o, &e)) fail_msg("%s", e.text);
+    assert_int_equal(d.n_held, 3 * EVENTS);
+    same_positions(d.xyz);
+    IceReader *r = ice_reader_new(&d);
+    for (int at = 0; at < 3 * EVENTS; at++) {
+        const int k = 1 + at / EVENTS, i = at % EVENTS;
+        const double a = 0.5 * i, z = 0.25 * i,
+                     truth[] = {sin(z) * cos(a), sin(z) * sin(a), cos(z)};
+        int64_t id;
+        bool known;
+        const IceEvent *v = ice_data_event(&d, r, true, (uint64_t)at, &id, &known, &e);
+        if (!v) fail_msg("%s", e.text);
+        assert_int_equal(id, 1000 * k + 10 * i + 4);
+        assert_int_equal(v->n, pulses(k, i));
+        assert_true(known == (k != 3));
+        for (int axis = 0; known && axis < 3; axis++)
+            assert_true(fabs((double)v->direction[axis] - truth[axis]) < 1e-6);
+        for (int j = 0; j < v->n; j++) {
+            assert_int_equal(v->sensor[j], (97 * i + 13 * j) % SENSORS);
+            assert_true(v->time[j] == (float)(9000 + 40 * i + 3 * j));
+            assert_true(v->charge[j] == 0.125f * (float)(1 + (i + j) % 40));
+            assert_int_equal(v->auxiliary[j], (i + j) % 3 == 0);
+        }
+    }
+    ice_reader_free(r);
+    ice_data_close(&d);
+}
+
 /* Whether anything in the folder is unfinished: a *.tmp, or a batch without `done`. */
 static bool has_leftovers(void **state, const char *folder) {
     char path[SCRATCH_PATH], done[2 * SCRATCH_PATH];
@@ -161,13 +204,9 @@ static void test_rows(void **state) {
     Err e = {""};
     if (npy_open(scratch_path(state, "all/geometry.npy", path), &xyz, &e)) fail_msg("%s", e.text);
     assert_true(xyz.dtype == NPY_F4 && xyz.ndim == 2 && xyz.shape[0] == SENSORS);
-    for (int s = 0; s < SENSORS; s++) {
-        const float *p = (const float *)xyz.data + 3 * s;
-        assert_true(p[0] == (float)(s / 60 * 10) + 0.5f);
-        assert_true(p[1] == (float)(s % 7 * 100) + 0.25f);
-        assert_true(p[2] == (float)(s % 60 * 17) + 0.125f);
-    }
+    same_positions(xyz.data);
     npy_close(&xyz);
+    same_events(state, "all");
 }
 
 /* The table's rows in any order make the same shards. */
@@ -246,6 +285,7 @@ static void test_bad_input(void **state) {
     } cases[] = {
         {"@truncated", "train/batch_2.parquet: cannot be read as parquet"},
         {"@empty", "train/batch_2.parquet: cannot be read as parquet"},
+        {"@truncated-table", "train_meta.parquet: cannot be read as parquet"},
         {"@no-file", "train/batch_2.parquet: there is no such file|12 events|--batches"},
         {"@no-table", "neither train_meta.parquet nor test_meta.parquet"},
         {"@no-geometry", "sensor_geometry.csv: cannot be read (No such file"},
@@ -367,10 +407,19 @@ static void test_full_disk(void **state) {
     same(state, "full", 0, 0);
 }
 
+/* Also from end to end: a model says a direction for each. */
 static void test_real_events(void **state) {
     if (!have_python() || access(REAL, R_OK)) skip();
     good(convert(state, REAL, "@real"), "2 files, 9 events, 52490 pulses");
     good(python(state, MAKER, "check", REAL, "@real"), "9 events are the same");
+    free(cli_good(cli_run(state, CLI_SMALL, "--steps", "1", "--save-every", "1", "--out", "@run")));
+    free(cli_good(cli_run(state, "--predict", "@run/checkpoints/last.safetensors", "--data",
+                          "@real", "--csv", "@real.csv")));
+    char *csv = cli_text(state, "real.csv");
+    int lines = 0;
+    for (const char *at = csv; (at = strchr(at, '\n')); at++) lines++;
+    assert_int_equal(lines, 1 + 9);
+    free(csv);
 }
 
 int main(void) {

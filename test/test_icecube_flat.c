@@ -160,6 +160,8 @@ static void test_config_as_text(void **state) {
     } bad[] = {{"{\"model\": \"hierarchical\"}", "hierarchical"},
                {"[]", "no model"},
                {"{\"model\": \"flat\", \"d_model\": \"wide\"}", "d_model"},
+               {"{\"model\": \"flat\", \"time_scale\": \"3e3\"}", "time_scale is \"3e3\""},
+               {"{\"model\": \"flat\", \"input_mode\": 1}", "input_mode is 1"},
                {"{\"model\": \"flat\", \"num_layers\": 0}", "layers 0"},
                {"{\"model\": \"flat\", \"num_layers\": 1000}", "1000 layers"},
                {"{\"model\": \"flat\", \"max_pulses_per_dom\": 0}", "K is 0"},

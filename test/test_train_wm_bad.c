@@ -254,6 +254,8 @@ static void other_checkpoints(void **state) {
     rewrite(state, "good/checkpoints/last.safetensors", "shape.safetensors", misshape);
     cli_refused(cli_run(state, "--init", "@shape.safetensors", "--out", "@bad"),
                 "shape.safetensors|does not fit|other shape|registers");
+    cli_refused(cli_run(state, "--init", "test/fixtures/icecube_mean.safetensors", "--out", "@bad"),
+                "icecube_mean.safetensors|config's model is \"hierarchical\"|expected is wm");
     cli_refused(cli_run(state, "--resume", "@good"), "made 2 steps already|--steps");
     cli_refused(cli_run(state, CLI_SMALL, "--out", "@good"),
                 "already holds checkpoints|--resume|another --out");

@@ -3,6 +3,7 @@
 #ifndef BENCH_ATTENTION_BENCH_H
 #define BENCH_ATTENTION_BENCH_H
 
+#include <math.h>
 #include <stdbool.h>
 
 #include "kernels/attention.h"
@@ -36,6 +37,11 @@ float *bench_normals(uint32_t stream, size_t n, int D, bool unit);
  * that fails. */
 int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mask *written,
                Row *row, Err *e);
+
+/* The larger of two errors; one that is no number is the largest (fmax would pass it over). */
+static inline double bench_worse(double a, double b) {
+    return isnan(a) || isnan(b) ? NAN : fmax(a, b);
+}
 
 /* Seconds of a product of ROOF_N x ROOF_N matrices; gemm holds three of them. */
 double bench_roof(Ctx *c, float *gemm);

@@ -132,7 +132,7 @@ static double error_of(const float *got, int64_t stride, const double *expected,
     for (int t = 0; t < T; t++)
         for (int d = 0; d < D; d++) {
             const double e = expected[(size_t)t * (size_t)D + (size_t)d];
-            worst = fmax(worst, fabs((double)got[t * stride + d] - e));
+            worst = bench_worse(worst, fabs((double)got[t * stride + d] - e));
             largest = fmax(largest, fabs(e));
         }
     return worst / largest;
@@ -141,9 +141,9 @@ static double error_of(const float *got, int64_t stride, const double *expected,
 static double max_error(const AttnArgs *a, const double *x) {
     const size_t nq = (size_t)a->Tq * (size_t)a->D, nk = (size_t)a->Tk * (size_t)a->D;
     double e = error_of(a->out, a->os.t, x, a->Tq, a->D);
-    e = fmax(e, error_of(a->dq, a->qs.t, x + nq, a->Tq, a->D));
-    e = fmax(e, error_of(a->dk, a->ks.t, x + 2 * nq, a->Tk, a->D));
-    return fmax(e, error_of(a->dv, a->vs.t, x + 2 * nq + nk, a->Tk, a->D));
+    e = bench_worse(e, error_of(a->dq, a->qs.t, x + nq, a->Tq, a->D));
+    e = bench_worse(e, error_of(a->dk, a->ks.t, x + 2 * nq, a->Tk, a->D));
+    return bench_worse(e, error_of(a->dv, a->vs.t, x + 2 * nq + nk, a->Tk, a->D));
 }
 
 double bench_roof(Ctx *c, float *gemm) {

@@ -1,34 +1,34 @@
 /* What training and inference of the hierarchical IceCube model cost: events a second at batches of
- * the notes' statistics: 20 to 90 DOMs an event, of which 78 % have one pulse, 16 % two or three,
- * 4 % four to ten and 2 % eleven to 27: about 97 pulses on 50 DOMs.
+ * events as icecube_law.h has them.
  *
  *   ./bench_icecube [--batch N] [--attn NAME] [--max-pulses N] [--threads N] [--repeats N]
  *                   [--profile] [--json FILE]
+ *   ./bench_icecube --batch N --counts FILE
  *
  * A training step is forward, backward, gradient norm and AdamW; inference is forward alone. Both
  * go in parts of at most max-pulses pulses, as train_icecube's do. The batch is collated once:
  * loading is bench_loader's. roof: the share of the step's matrix products in what a product of
- * 1024 x 1024 matrices reaches in the same turns. */
+ * 1024 x 1024 matrices reaches in the same turns. --counts writes the batch's DOMs by event and
+ * pulses by DOM for a peer that is to do the same work, and measures nothing. */
 #include <cjson/cJSON.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "llmc_like/fsio.h"
+#include "dev/bench/icecube_law.h"
+#include "llmc_like/metrics.h"
 #include "llmc_like/optim.h"
 #include "llmc_like/options.h"
-#include "llmc_like/philox.h"
 #include "llmc_like/run.h"
 #include "models/icecube.h"
 
-enum { MAX_REPEATS = 200, MAX_DOMS = 90, MAX_PULSES = 27, MAX_PARTS = 1024, SIZES = 3 };
+enum { MAX_REPEATS = 200, SIZES = 3 };
 
 typedef struct Bench {
     int batch, max_pulses, threads, repeats;
     bool profile;
-    const char *attn, *device, *json;
+    const char *attn, *device, *json, *counts;
     double dropout;
 } Bench;
 
@@ -38,19 +38,6 @@ typedef struct Part {
     int32_t *dom_offsets, *event_offsets;
     float *pulse, *xyz, *direction;
 } Part;
-
-/* A whole number from a to b. */
-static int between(RngStream *r, int a, int b) {
-    return a + (int)(rng_next_uniform(r) * (float)(b - a + 1));
-}
-
-static int pulses_of_a_dom(RngStream *r) {
-    const float u = rng_next_uniform(r);
-    return u < 0.78f   ? 1
-           : u < 0.94f ? between(r, 2, 3)
-           : u < 0.98f ? between(r, 4, 10)
-                       : between(r, 11, MAX_PULSES);
-}
 
 static float *normals(uint32_t stream, int64_t n) {
     float *x = malloc(sizeof *x * (size_t)n);
@@ -64,12 +51,11 @@ static float *normals(uint32_t stream, int64_t n) {
 static void part_make(Part *b, int events, int max_pulses, RngStream *r) {
     *b = (Part){0};
     b->event_offsets = malloc(sizeof(int32_t) * ((size_t)events + 1));
-    b->dom_offsets = malloc(sizeof(int32_t) * ((size_t)events * MAX_DOMS + 1));
+    b->dom_offsets = malloc(sizeof(int32_t) * ((size_t)events * LAW_MOST_DOMS + 1));
     CHECK(b->event_offsets && b->dom_offsets, "no memory for %d events", events);
     b->event_offsets[0] = b->dom_offsets[0] = 0;
     while (b->B < events && b->N < max_pulses) {
-        for (int n = between(r, 20, MAX_DOMS); n > 0; n--)
-            b->dom_offsets[++b->M] = b->N += pulses_of_a_dom(r);
+        for (int n = law_doms(r); n > 0; n--) b->dom_offsets[++b->M] = b->N += law_pulses(r);
         b->event_offsets[++b->B] = b->M;
     }
     b->pulse = normals(1, 4 * b->N);
@@ -95,17 +81,44 @@ typedef struct Run {
     Mask dom_mask, event_mask;
     Optim optim;
     int events, pulses, doms, n_parts;
-    Part part[MAX_PARTS];
+    Part *part;
 } Run;
 
+/* The first of one sequence of events, whose means are near the law's at 64, 256 and 1024 (97 on 50
+ * to 1 %). A part has an event at least, so there are no more parts than events. */
 static void batch_make(Run *r, int events, int max_pulses) {
-    RngStream numbers = {.key = {(uint64_t)events, 0, RNG_TEST}};
+    RngStream numbers = {.key = {2, 0, RNG_TEST}};
+    r->part = calloc((size_t)events, sizeof *r->part);
+    CHECK(r->part, "no memory for %d events", events);
     while (r->events < events) {
-        CHECK(r->n_parts < MAX_PARTS, "more than %d parts", MAX_PARTS);
         Part *b = &r->part[r->n_parts++];
         part_make(b, events - r->events, max_pulses, &numbers);
         r->events += b->B, r->doms += b->M, r->pulses += b->N;
     }
+}
+
+static void batch_free(Run *r) {
+    for (int i = 0; i < r->n_parts; i++) part_free(&r->part[i]);
+    free(r->part);
+}
+
+/* {"doms": [of each event], "pulses": [of each DOM]} */
+static int counts_save(const Bench *o, Err *e) {
+    if (!o->batch) return err_set(e, "--counts is of one batch; say which with --batch");
+    Run r = {0};
+    cJSON *all = cJSON_CreateObject(), *doms = cJSON_AddArrayToObject(all, "doms"),
+          *pulses = cJSON_AddArrayToObject(all, "pulses");
+    batch_make(&r, o->batch, INT_MAX);
+    const Part *b = &r.part[0];
+    for (int i = 0; i < b->B; i++)
+        cJSON_AddItemToArray(doms,
+                             cJSON_CreateNumber(b->event_offsets[i + 1] - b->event_offsets[i]));
+    for (int i = 0; i < b->M; i++)
+        cJSON_AddItemToArray(pulses, cJSON_CreateNumber(b->dom_offsets[i + 1] - b->dom_offsets[i]));
+    batch_free(&r);
+    const int status = json_save(o->counts, all, e);
+    cJSON_Delete(all);
+    return status;
 }
 
 static Tensor *forward(Run *r, int part, uint32_t step) {
@@ -152,6 +165,10 @@ static double step_flops(const Run *r) {
     return flops;
 }
 
+static double arenas_mib(const Ctx *c) {
+    return (double)(c->activations.peak + c->gradients.peak + c->workspace.peak) / (1 << 20);
+}
+
 /* One batch size, all its turns; the first ones touch fresh memory. */
 static void measure(const Bench *o, Run *r, cJSON *all) {
     static double train_s[MAX_REPEATS], inference_s[MAX_REPEATS], roof[MAX_REPEATS];
@@ -172,9 +189,7 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
         return;
     }
     const double infer = median(inference_s, o->repeats), gflops = median(roof, o->repeats);
-    const double MiB = 1.0 / (1 << 20);
-    const double memory =
-        MiB * (double)(r->c.activations.peak + r->c.gradients.peak + r->c.workspace.peak);
+    const double memory = arenas_mib(&r->c);
     printf("%6d %7d %6d %9.1f %9.0f %6.1f%% %9.1f %9.0f %9.0f\n", r->events, r->pulses, r->doms,
            1e3 * train, r->events / train, 1e-7 * flops / train / gflops, 1e3 * infer,
            r->events / infer, memory);
@@ -200,46 +215,59 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
     cJSON_AddStringToObject(j, "device", r->c.dev->name);
 }
 
-/* A model of its own for each size, so that memory is a size's own. */
-static int bench_size(const Bench *o, int events, cJSON *all, Err *e) {
+/* Device, attention and model for r's batch; dry: they count and compute nothing. */
+static int run_open(Run *r, const Bench *o, bool dry, Err *e) {
     IceConfig g = ice_config_default();
     g.dropout = o->dropout;
-    Run *r = calloc(1, sizeof *r);
-    CHECK(r, "no memory for the benchmark");
-    batch_make(r, events, o->max_pulses ? o->max_pulses : INT_MAX);
     r->optim = optim_default();
-    int status = mask_init_documents(&r->dom_mask, "document", "", g.n_heads, e);
-    if (!status) status = mask_init_documents(&r->event_mask, "document", "", g.n_heads, e);
-    if (!status) status = ctx_init(&r->c, o->device, o->threads, 1, false, e);
-    const Part *first = &r->part[0];
-    if (!status) mask_set_documents(&r->dom_mask, first->dom_offsets, first->M);
-    const int D = g.d_model / g.n_heads;
-    const AttnStride stride = {(int64_t)first->N * g.d_model, g.d_model, D};
-    const AttnArgs shape = {.B = 1,
-                            .H = g.n_heads,
-                            .Tq = first->N,
-                            .Tk = first->N,
-                            .D = D,
-                            .dtype = DT_F32,
-                            .scale = 1,
-                            .mask = &r->dom_mask,
-                            .qs = stride,
-                            .ks = stride,
-                            .vs = stride,
-                            .os = stride};
-    if (!status) status = attn_choose(&r->c, o->attn, &shape, e);
-    if (!status) status = ice_init(&r->m, &g, &r->dom_mask, &r->event_mask, 1, true, false, e);
-    if (!status) measure(o, r, all);
+    if (mask_init_documents(&r->dom_mask, "document", "", g.n_heads, e) ||
+        mask_init_documents(&r->event_mask, "document", "", g.n_heads, e) ||
+        ctx_init(&r->c, o->device, o->threads, 1, dry, e))
+        return -1;
+    const Part *b = &r->part[0];
+    mask_set_documents(&r->dom_mask, b->dom_offsets, b->M);
+    const AttnArgs shape = attn_shape(1, g.n_heads, b->N, g.d_model / g.n_heads, &r->dom_mask);
+    if (attn_choose(&r->c, o->attn, &shape, e)) return -1;
+    return ice_init(&r->m, &g, &r->dom_mask, &r->event_mask, 1, true, dry, e);
+}
+
+static void run_close(Run *r) {
     ice_free(&r->m);
     ctx_free(&r->c);
     mask_free(&r->dom_mask);
     mask_free(&r->event_mask);
-    for (int i = 0; i < r->n_parts; i++) part_free(&r->part[i]);
-    free(r);
+}
+
+/* -1 and a sentence where a step, made dry, counts more memory than there is. */
+static int step_fits(Run *r, Err *e) {
+    train_step(r, 0);
+    const ParamTable *p = &r->m.params;
+    const double model = (double)(p->values.peak + p->grads.peak + p->state.peak) / (1 << 20);
+    const double MiB = model + arenas_mib(&r->c), left = memory_left() / (1 << 20);
+    if (left < 0 || MiB <= left) return 0;
+    return err_set(e,
+                   "a step of %d events needs %.0f MiB and the machine has %.0f MiB left; choose a "
+                   "smaller --batch, or --max-pulses for smaller parts",
+                   r->events, MiB, left);
+}
+
+/* A model of its own for each size, so that memory is a size's own. */
+static int bench_size(const Bench *o, int events, cJSON *all, Err *e) {
+    Run r = {0};
+    batch_make(&r, events, o->max_pulses ? o->max_pulses : INT_MAX);
+    int status = run_open(&r, o, true, e) || step_fits(&r, e) ? -1 : 0;
+    run_close(&r);
+    if (!status) {
+        status = run_open(&r, o, false, e);
+        if (!status) measure(o, &r, all);
+        run_close(&r);
+    }
+    batch_free(&r);
     return status;
 }
 
 static int bench(const Bench *o, Err *e) {
+    if (o->counts) return counts_save(o, e);
     static const int sizes[SIZES] = {64, 256, 1024};
     cJSON *all = cJSON_CreateArray();
     int status = 0;
@@ -249,11 +277,8 @@ static int bench(const Bench *o, Err *e) {
     if (o->batch) status = bench_size(o, o->batch, all, e);
     for (int i = 0; !status && !o->batch && i < SIZES; i++)
         status = bench_size(o, sizes[i], all, e);
-    char *text = cJSON_Print(all);
+    if (!status && o->json) status = json_save(o->json, all, e);
     cJSON_Delete(all);
-    CHECK(text, "no memory for the JSON text");
-    if (!status && o->json) status = atomic_save(o->json, text, strlen(text), e);
-    free(text);
     return status;
 }
 
@@ -272,6 +297,8 @@ int main(int argc, char **argv) {
         {"profile", OPT_FLAG, &o.profile, "off", 0, 0, "time by op of training, no inference",
          NULL},
         {"json", OPT_STRING, &o.json, NULL, 0, 0, "file for the results", NULL},
+        {"counts", OPT_STRING, &o.counts, NULL, 0, 0,
+         "file for the batch's DOMs by event and pulses by DOM; measures nothing", NULL},
     };
     Err e = {""};
     Options options;

@@ -1,7 +1,7 @@
 /* What the loader of train_icecube can deliver: events in random order from shards, grouped and
  * collated into steps by its one thread, for both models; and the simulator in the place of the
- * shards. The shards are made for it, in a folder that is removed afterwards: events of about 97
- * pulses on 50 DOMs, of which 78 % have one pulse, 16 % two or three, 4 % up to ten, the rest more.
+ * shards. The shards are made for it, of events as icecube_law.h has them, in a folder that is
+ * removed afterwards.
  *
  *   ./bench_loader [--batch N] [--events N] [--max-pulses N] [--repeats N] [--json FILE] */
 #include <math.h>
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "data/icecube_data.h"
+#include "dev/bench/icecube_law.h"
 #include "llmc_like/fsio.h"
 #include "llmc_like/loader.h"
 #include "llmc_like/options.h"
@@ -17,25 +18,12 @@
 #include "test/scratch.h"
 #include "test/shard_files.h"
 
-enum { LEAST_DOMS = 20, MOST_DOMS = 80, MOST_OF_A_DOM = 37, MAX_REPEATS = 100 };
-enum { MOST_PULSES = MOST_DOMS * MOST_OF_A_DOM };
+enum { MAX_REPEATS = 100 };
 
 typedef struct Bench {
     int batch, events, max_pulses, repeats;
     const char *json;
 } Bench;
-
-static int between(RngStream *rng, int low, int high) {
-    return low + (int)rng_next_below(rng, (uint32_t)(high - low + 1));
-}
-
-static int pulses_of_a_dom(RngStream *rng) {
-    const uint32_t u = rng_next_below(rng, 100);
-    return u < 78   ? 1
-           : u < 94 ? between(rng, 2, 3)
-           : u < 98 ? between(rng, 4, 10)
-                    : between(rng, 11, MOST_OF_A_DOM);
-}
 
 typedef struct Pulse {
     int32_t time;
@@ -50,10 +38,10 @@ static int by_time(const void *a, const void *b) {
 /* An event's pulses in the order of their times; how many. */
 static int make_event(RngStream *rng, Pulse *pulse) {
     int n = 0;
-    for (int doms = between(rng, LEAST_DOMS, MOST_DOMS); doms > 0; doms--) {
+    for (int doms = law_doms(rng); doms > 0; doms--) {
         const int16_t sensor = (int16_t)rng_next_below(rng, ICE_SENSORS);
-        for (int k = pulses_of_a_dom(rng); k > 0; k--)
-            pulse[n++] = (Pulse){between(rng, 6000, 21000), sensor};
+        for (int k = law_pulses(rng); k > 0; k--)
+            pulse[n++] = (Pulse){law_between(rng, 6000, 21000), sensor};
     }
     qsort(pulse, (size_t)n, sizeof *pulse, by_time);
     return n;
@@ -61,7 +49,7 @@ static int make_event(RngStream *rng, Pulse *pulse) {
 
 static int write_shard(const char *folder, int number, int n_events, Err *e) {
     /* the mean is 97, so this suffices for any number of events */
-    const size_t E = (size_t)n_events, P = E * 200 + MOST_PULSES;
+    const size_t E = (size_t)n_events, P = E * 200 + LAW_MOST_PULSES;
     ShardArrays a = {.E = n_events,
                      .event_id = malloc(E * sizeof *a.event_id),
                      .offsets = malloc((E + 1) * sizeof *a.offsets),
@@ -75,7 +63,7 @@ static int write_shard(const char *folder, int number, int n_events, Err *e) {
     RngStream rng = {{1, (uint32_t)number, RNG_TEST}, 0};
     a.offsets[0] = 0;
     for (int i = 0; i < n_events; i++) {
-        Pulse pulse[MOST_PULSES];
+        Pulse pulse[LAW_MOST_PULSES];
         const int n = make_event(&rng, pulse);
         CHECK((size_t)(a.P + n) <= P, "%d events have more than %zu pulses", n_events, P);
         for (int k = 0; k < n; k++, a.P++) {

@@ -7,10 +7,11 @@
 
 layer: one layer, one head of 128, projections and the mean over each DOM, forward, on batches of 4,
 8 and 16 events with the counts of three real ones (./bench_attention --case icecube). train: the
-hierarchical model, T1 and T2, at batch 64: forward, backward and AdamW, and inference
-(./bench_icecube). A round runs ours, then each of PyTorch's ways; the figures are medians over
-rounds of medians over repeats. Float32, no dropout. What depends on a batch's documents alone (the
-places of padded rows, the block mask) is made before the time counts, as our masks are.
+hierarchical model, T1 and T2, at batch 64: forward, backward and AdamW, and inference, both on the
+very counts of ./bench_icecube (--counts), also with --no-ours. A round runs ours, then each of
+PyTorch's ways; the figures are medians over rounds of medians over repeats. Float32, no dropout.
+What depends on a batch's documents alone (the places of padded rows, the block mask) is made before
+the time counts, as our masks are.
 """
 import argparse
 import json
@@ -37,16 +38,10 @@ def layer_counts(torch, events, pulses, doms, most):
     return count[torch.randperm(doms, generator=random)]
 
 
-def train_counts(torch, events):
-    """DOMs of each event, 20 to 90, and pulses of each DOM: 78 % one, 16 % two or three, 4 % four
-    to ten, 2 % eleven to 27."""
-    random = torch.Generator().manual_seed(events)
-    doms = torch.randint(20, 91, (events,), generator=random)
-    kind = torch.rand(int(doms.sum()), generator=random)
-    low, high = torch.tensor([1, 2, 4, 11]), torch.tensor([1, 3, 10, 27])
-    kind = torch.bucketize(kind, torch.tensor([0.78, 0.94, 0.98]))
-    u = torch.rand(len(kind), generator=random)
-    return doms, low[kind] + (u * (high - low + 1)[kind]).long()
+def train_counts(torch):
+    """DOMs of each event and pulses of each DOM: those of the batch that our program measures."""
+    count = ours("./bench_icecube", "--counts", "--batch", str(TRAIN_EVENTS))
+    return torch.tensor(count["doms"]), torch.tensor(count["pulses"])
 
 
 def attention_ways(torch, count):
@@ -129,7 +124,7 @@ def torch_training(torch):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ref"))
     import icecube_model as ref
 
-    doms, count = train_counts(torch, TRAIN_EVENTS)
+    doms, count = train_counts(torch)
     dom = torch.arange(len(count)).repeat_interleave(count)
     batch = ref.Batch(events=TRAIN_EVENTS, dom=dom, count=count, sensor=None, vector=None,
                       event=torch.arange(TRAIN_EVENTS).repeat_interleave(doms),
@@ -177,20 +172,25 @@ def tried(f, repeats, row, key):
         row[key], row[f"no_{key}"] = None, (str(e).strip() or repr(e)).splitlines()[0][:120]
 
 
-def ours(program, o, *options):
+def ours(program, file_option, *options):
+    """What our program writes into a JSON file."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "bench.json")
-        peer.child([program, "--threads", str(o.threads), "--repeats", str(o.repeats), "--json",
-                    path, *options])
+        peer.child([program, file_option, path, *options])
         with open(path) as f:
             return json.load(f)
+
+
+def ours_measured(program, o, *options):
+    return ours(program, "--json", "--threads", str(o.threads), "--repeats", str(o.repeats),
+                *options)
 
 
 def layer_round(o, layers):
     rows = []
     if o.ours:
         rows += [{k: r[k] for k in ("backend", "batch", "pulses", "doms", "forward_ms")}
-                 for r in ours("./bench_attention", o, "--case", "icecube")]
+                 for r in ours_measured("./bench_attention", o, "--case", "icecube")]
     for sizes, ways in layers.items():
         for name, f in ways.items():
             row = dict(zip(("batch", "pulses", "doms"), sizes), backend=f"torch {name}")
@@ -202,8 +202,8 @@ def layer_round(o, layers):
 def train_round(o, ways):
     rows = []
     for name in filter(None, o.attn.split(",") if o.ours else ()):
-        r = ours("./bench_icecube", o, "--batch", str(TRAIN_EVENTS), "--attn", name, "--dropout",
-                 "0")[0]
+        r = ours_measured("./bench_icecube", o, "--batch", str(TRAIN_EVENTS), "--attn", name,
+                          "--dropout", "0")[0]
         rows.append({"backend": name, "batch": TRAIN_EVENTS,
                      **{f"{k}_ms": 1e3 * TRAIN_EVENTS / r[f"{k}_events_per_s"]
                         for k in ("train", "inference")}})
