@@ -38,7 +38,8 @@ int train_options(TrainSettings *s, const TrainWords *w, Option *row) {
     const Option table[] = {
         {"Attention", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
         {"attn", OPT_STRING, &s->attn, "sdpa", 0, 0,
-         "backend; auto: the fastest here; all: --steps steps with each, and a table",
+         "backend; auto: the fastest here; all: --steps steps (10 unless given) with each, and a "
+         "table",
          attn_choices},
         {"mask", OPT_STRING, &s->mask, w->mask, 0, 0, w->mask_help, NULL},
         {"score", OPT_STRING, &s->score, "", 0, 0, w->score_help, NULL},

@@ -456,6 +456,8 @@ static int adopt(Trainer *t, const char *from, Err *e) {
     return status;
 }
 
+#define COMPARED_STEPS "10" /* with --attn all, unless --steps says otherwise */
+
 static int parse(Trainer *t, int argc, char **argv, Err *e) {
     const TrainProgram *g = t->program;
     TrainSettings *s = t->s;
@@ -471,6 +473,8 @@ static int parse(Trainer *t, int argc, char **argv, Err *e) {
     if ((s->resume != NULL) + (s->init != NULL) + (s->use != NULL) > 1)
         return err_set(e, "--resume, --init and --%s exclude each other; give one", g->use);
     if (g->preset(t->self, e)) return -1;
+    if (!strcmp(s->attn, "all") && options_preset(&t->options, "steps", COMPARED_STEPS, e))
+        return -1;
     if (!option_was_set(&t->options, "out"))
         s->out = s->resume && *s->resume && resume_folder(s->resume, t->out)
                      ? t->out
