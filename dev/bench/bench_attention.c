@@ -290,6 +290,7 @@ static int bench(const Bench *o, Err *e) {
 }
 
 int main(int argc, char **argv) {
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")) threads_wait_asleep(argv);
     Bench o = {0};
     const Option table[] = {
         {"case", OPT_STRING, &o.name, "wm", 0, 0, "the shape", "wm|tiny|toy-wm|sample|icecube"},
