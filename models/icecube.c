@@ -24,6 +24,19 @@ IceConfig ice_config_default(void) {
 
 static const char *const poolings[] = {"mean", "max", "mean+max", "class", "embedding", NULL};
 
+int ice_reading_check(double dropout, double time_scale, double position_scale, int max_doms,
+                      Err *e) {
+    if (!(dropout >= 0 && dropout < 1))
+        return err_set(e, "dropout is %g; it must be from 0 to below 1", dropout);
+    if (!(time_scale > 0 && time_scale <= 1e12))
+        return err_set(e, "the time scale is %g ns; it must be positive", time_scale);
+    if (!(position_scale > 0 && position_scale <= 1e12))
+        return err_set(e, "the position scale is %g m; it must be positive", position_scale);
+    if (max_doms < 1)
+        return err_set(e, "at most %d DOMs an event are none; give at least 1", max_doms);
+    return 0;
+}
+
 int ice_config_check(const IceConfig *g, Err *e) {
     if (g->d_model < 2 || g->n_heads < 1 || g->t1_layers < 0 || g->t2_layers < 1 || g->d_ff < 1)
         return err_set(e, "sizes must be positive: d_model %d, heads %d, layers %d and %d, d_ff %d",
@@ -37,15 +50,7 @@ int ice_config_check(const IceConfig *g, Err *e) {
     if (!config_name(poolings, g->pooling))
         return err_set(e, "no pooling '%s'; there are mean, max, mean+max, class and embedding",
                        g->pooling ? g->pooling : "");
-    if (!(g->dropout >= 0 && g->dropout < 1))
-        return err_set(e, "dropout is %g; it must be from 0 to below 1", g->dropout);
-    if (!(g->time_scale > 0 && g->time_scale <= 1e12))
-        return err_set(e, "the time scale is %g ns; it must be positive", g->time_scale);
-    if (!(g->position_scale > 0 && g->position_scale <= 1e12))
-        return err_set(e, "the position scale is %g m; it must be positive", g->position_scale);
-    if (g->max_doms < 1)
-        return err_set(e, "at most %d DOMs an event are none; give at least 1", g->max_doms);
-    return 0;
+    return ice_reading_check(g->dropout, g->time_scale, g->position_scale, g->max_doms, e);
 }
 
 void ice_config_rows(IceConfig *g, ConfigRow row[ICE_CONFIG_ROWS]) {

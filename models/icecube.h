@@ -34,6 +34,9 @@ typedef struct IceConfig {
 IceConfig ice_config_default(void);
 /* -1 and a sentence that names the option for sizes that do not fit together. */
 int ice_config_check(const IceConfig *g, Err *e);
+/* The same for what both models have: how they read events, and dropout. */
+int ice_reading_check(double dropout, double time_scale, double position_scale, int max_doms,
+                      Err *e);
 /* What the JSON text holds, and the options that set it (llmc_like/config.h); values point into *g.
  */
 enum { ICE_CONFIG_ROWS = 10 };

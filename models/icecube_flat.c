@@ -48,15 +48,7 @@ int ice_flat_config_check(const IceFlatConfig *g, Err *e) {
                        "input none pads a DOM's %d numbers (4 + 3 K) to d_model, which is %d: "
                        "choose K up to %d, or input linear",
                        n_features(g), g->d_model, (g->d_model - 4) / 3);
-    if (!(g->dropout >= 0 && g->dropout < 1))
-        return err_set(e, "dropout is %g; it must be from 0 to below 1", g->dropout);
-    if (!(g->time_scale > 0 && g->time_scale <= 1e12))
-        return err_set(e, "the time scale is %g ns; it must be positive", g->time_scale);
-    if (!(g->position_scale > 0 && g->position_scale <= 1e12))
-        return err_set(e, "the position scale is %g m; it must be positive", g->position_scale);
-    if (g->max_doms < 1)
-        return err_set(e, "at most %d DOMs an event are none; give at least 1", g->max_doms);
-    return 0;
+    return ice_reading_check(g->dropout, g->time_scale, g->position_scale, g->max_doms, e);
 }
 
 void ice_flat_config_rows(IceFlatConfig *g, ConfigRow row[ICE_FLAT_CONFIG_ROWS]) {

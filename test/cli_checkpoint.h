@@ -78,6 +78,20 @@ static inline int count(void **state, const char *folder, const char *prefix) {
     return n;
 }
 
+/* A checkpoint file of one parameter whose config says whose model it is: another program's, say.
+ */
+static inline void write_model_of(void **state, const char *name, const char *config) {
+    char path[SCRATCH_PATH];
+    const float x = 1;
+    Err e = {""};
+    StWriter w;
+    st_writer_init(&w);
+    st_writer_add(&w, "param.registers", DT_F32, 1, (int64_t[]){1}, &x);
+    st_writer_meta(&w, "config", config);
+    if (st_writer_save(&w, scratch_path(state, name, path), &e)) fail_msg("%s", e.text);
+    st_writer_free(&w);
+}
+
 /* Starts the run with go_on again and again and kills it: soon after its start, and right behind
  * each checkpoint, however long that takes here. A run that is through already ends with status 1.
  */

@@ -332,22 +332,9 @@ static void spoil(StEntry *t, float *data) {
     if (strstr(t->name, "param.t1.")) data[0] = NAN;
 }
 
-/* A file that says it is a world model's. */
-static void write_world_model(void **state, const char *name) {
-    char path[SCRATCH_PATH];
-    const float x = 1;
-    Err e = {""};
-    StWriter w;
-    st_writer_init(&w);
-    st_writer_add(&w, "param.registers", DT_F32, 1, (int64_t[]){1}, &x);
-    st_writer_meta(&w, "config", "{\"d_model\": 32, \"n_heads\": 2, \"n_blocks\": 1}");
-    if (st_writer_save(&w, scratch_path(state, name, path), &e)) fail_msg("%s", e.text);
-    st_writer_free(&w);
-}
-
 static void other_checkpoints(void **state) {
     good_runs(state);
-    write_world_model(state, "wm.safetensors");
+    write_model_of(state, "wm.safetensors", "{\"d_model\": 32, \"n_heads\": 2, \"n_blocks\": 1}");
     static const char *const option[] = {"--resume", "--init", "--predict"};
     for (int i = 0; i < 3; i++) {
         cli_refused(cli_run(state, option[i], "@wm.safetensors", "--out", "@bad"),

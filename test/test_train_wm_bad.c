@@ -222,23 +222,10 @@ static void spoil(StEntry *t, float *data) {
     if (!strcmp(t->name, "param.registers")) data[0] = NAN;
 }
 
-/* A file that says it is train_icecube's. */
-static void write_icecube_model(void **state, const char *name) {
-    char path[SCRATCH_PATH];
-    const float x = 1;
-    Err e = {""};
-    StWriter w;
-    st_writer_init(&w);
-    st_writer_add(&w, "param.registers", DT_F32, 1, (int64_t[]){1}, &x);
-    st_writer_meta(&w, "config", "{\"model\": \"hierarchical\", \"d_model\": 32}");
-    if (st_writer_save(&w, scratch_path(state, name, path), &e)) fail_msg("%s", e.text);
-    st_writer_free(&w);
-}
-
 static void other_checkpoints(void **state) {
     static const char *const option[] = {"--resume", "--init", "--sample"};
     good_run(state);
-    write_icecube_model(state, "icecube.safetensors");
+    write_model_of(state, "icecube.safetensors", "{\"model\": \"hierarchical\", \"d_model\": 32}");
     for (int i = 0; i < 3; i++)
         cli_refused(cli_run(state, option[i], "@icecube.safetensors", "--out", "@bad"),
                     "icecube.safetensors|model is \"hierarchical\"|expected is wm");
