@@ -48,9 +48,9 @@ static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
  * c may be NULL. */
 [[noreturn]] void cuda_fail(const Ctx *c, const char *call, const char *error);
 
-#define CUDA(c, call)                                                               \
-    do {                                                                            \
-        const cudaError_t status_ = (call);                                         \
+#define CUDA(c, call)                                                                 \
+    do {                                                                              \
+        const cudaError_t status_ = (call);                                           \
         if (status_ != cudaSuccess) cuda_fail(c, #call, cudaGetErrorString(status_)); \
     } while (0)
 
@@ -78,7 +78,7 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
     if (shared > WITHOUT_ASKING)
         CUDA(c, cudaFuncSetAttribute((const void *)kernel,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    kernel<<<grid, block, shared, cuda_of(c)->stream>>>(P(args)...);
+    kernel<<<grid, block, shared, cuda_of(c)->stream> > >(P(args)...);
     CUDA(c, cudaGetLastError());
 #endif
 }
@@ -98,9 +98,13 @@ static __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162flo
 template <typename T>
 static __device__ __forceinline__ T from_float(float x);
 template <>
-__device__ __forceinline__ float from_float<float>(float x) { return x; }
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
 template <>
-__device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+    return __float2bfloat16_rn(x);
+}
 
 /* 16 bytes of T: what one load or store moves. Addresses are multiples of 16. */
 template <typename T>
