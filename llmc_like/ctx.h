@@ -61,6 +61,8 @@ typedef struct Device {
      * *norm (the device's memory), and where it is NaN or infinite changes nothing else. */
     void (*update)(Ctx *c, struct Optim *o, struct ParamTable *p, double lr_factor, double clip,
                    double *norm);
+    /* GFLOP/s of its matrix product in c->dtype, measured; NULL: peak_gflops measures gemm */
+    double (*peak)(Ctx *c);
     size_t (*update_workspace)(const Ctx *c, const struct ParamTable *p); /* its ctx_workspace */
     /* The rest is for devices with host memory; NULL elsewhere. */
     /* C (M, N) = alpha op(A) op(B) + beta C, row-major; op(A) is (M, K), op(B) is (K, N); ta, tb:
