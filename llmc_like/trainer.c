@@ -60,7 +60,7 @@ static int make_plan(Trainer *t, const char *attn, Err *e) {
     if (g->first && !(t->first = g->first(t->self, e))) return -1;
     if (ctx_init(&t->c, s->device, s->threads, s->seed, true, e)) return -1;
     int status = choose_attention(t, attn, e);
-    if (status == 0) status = g->model(t->self, true, true, e);
+    if (status == 0) status = g->model(t->self, &t->c, true, e);
     if (status == 0) count_step(t);
     g->model_free(t->self);
     ctx_free(&t->c);
@@ -176,7 +176,7 @@ static int train_step(Trainer *t, int64_t step, StepFigures *f, Err *e) {
     if (f->kept == 0) return 0;
     make_up_for_left_out(t, f);
     const double t3 = now_s(), factor = rate_factor(s, step);
-    if (isfinite(f->loss)) f->grad_norm = optim_step(&t->c, &t->optim, t->params, factor, s->clip);
+    if (isfinite(f->loss)) f->grad_norm = *optim_step(&t->c, &t->optim, t->params, factor, s->clip);
     if (!isfinite(f->loss)) return trainer_diverged(t, step + 1, "loss", f->loss, e);
     if (!isfinite(f->grad_norm))
         return trainer_diverged(t, step + 1, "gradient norm", f->grad_norm, e);
@@ -275,7 +275,7 @@ static int open_model(Trainer *t, const char *attn, bool training, Err *e) {
     const TrainSettings *s = t->s;
     if (ctx_init(&t->c, s->device, s->threads, s->seed, false, e)) return -1;
     if (choose_attention(t, attn, e)) return -1;
-    return t->program->model(t->self, training, false, e);
+    return t->program->model(t->self, &t->c, training, e);
 }
 
 /* The plan of a step with this backend, and a model for it where the memory is there: all of it, or

@@ -64,8 +64,8 @@ typedef struct TrainProgram {
      * fills in Trainer's texts and the rates of Trainer.optim. */
     int (*open)(void *self, Err *e);
 
-    /* Sets Trainer.params. dry: counts only */
-    int (*model)(void *self, bool training, bool dry, Err *e);
+    /* Makes the model for this context (a dry one counts only), and sets Trainer.params. */
+    int (*model)(void *self, const Ctx *c, bool training, Err *e);
     void (*model_free)(void *self);
     /* The calls of attention that a first batch leads to, one for each mask, each with the mask
      * ready; how many. "auto" measures the first one. */

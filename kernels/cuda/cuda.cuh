@@ -36,9 +36,13 @@ typedef struct Cuda {
     struct CudaMasks *masks; /* intervals and documents on the device, attention.cuh */
     struct CudaTimes *times; /* events not yet read, device.cu */
     struct Staging *staging; /* pinned memory for inputs, device.cu */
-    int n_sm;                /* multiprocessors */
-    int max_shared;          /* bytes of dynamic shared memory that a block may ask for */
-    int arch;                /* 80, 90, ... */
+    struct OptimTable *rows; /* the parameters' rows on the device, optim.cu */
+    double *fetched;         /* pinned: Ctx.fetched */
+    cudaEvent_t mark[8];     /* a ring */
+    uint64_t n_marks;
+    int n_sm;       /* multiprocessors */
+    int max_shared; /* bytes of dynamic shared memory that a block may ask for */
+    int arch;       /* 80, 90, ... */
 } Cuda;
 
 static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
@@ -48,9 +52,9 @@ static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
  * c may be NULL. */
 [[noreturn]] void cuda_fail(const Ctx *c, const char *call, const char *error);
 
-#define CUDA(c, call)                                                               \
-    do {                                                                            \
-        const cudaError_t status_ = (call);                                         \
+#define CUDA(c, call)                                                                 \
+    do {                                                                              \
+        const cudaError_t status_ = (call);                                           \
         if (status_ != cudaSuccess) cuda_fail(c, #call, cudaGetErrorString(status_)); \
     } while (0)
 
@@ -78,8 +82,12 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
     if (shared > WITHOUT_ASKING)
         CUDA(c, cudaFuncSetAttribute((const void *)kernel,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    kernel<<<grid, block, shared, cuda_of(c)->stream>>>(P(args)...);
-    CUDA(c, cudaGetLastError());
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = cuda_of(c)->stream;
+    CUDA(c, cudaLaunchKernelEx(&config, kernel, P(args)...));
 #endif
 }
 
@@ -98,9 +106,13 @@ static __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162flo
 template <typename T>
 static __device__ __forceinline__ T from_float(float x);
 template <>
-__device__ __forceinline__ float from_float<float>(float x) { return x; }
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
 template <>
-__device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+    return __float2bfloat16_rn(x);
+}
 
 /* 16 bytes of T: what one load or store moves. Addresses are multiples of 16. */
 template <typename T>

@@ -4,13 +4,11 @@
  *
  * Fragments, as the PTX manual has them; lane = 4 g + t (g = lane / 4, t = lane % 4):
  *   mma_m16n8k16 (bf16), registers of two bf16 each, the lower index in the lower half:
- *     A (16, 16)  a[0] (g, 2t..2t+1)  a[1] (g + 8, 2t..)  a[2] (g, 2t + 8..)  a[3] (g + 8, 2t + 8..)
- *     B (16, 8)   b[0] (k = 2t..2t+1, n = g)   b[1] (k = 2t + 8.., n = g)
- *     C, D (16, 8) float  d[0], d[1] (g, 2t..2t+1)   d[2], d[3] (g + 8, 2t..2t+1)
- *   mma_m16n8k8 (tf32), one number a register:
- *     A (16, 8)   a[0] (g, t)  a[1] (g + 8, t)  a[2] (g, t + 4)  a[3] (g + 8, t + 4)
- *     B (8, 8)    b[0] (k = t, n = g)  b[1] (k = t + 4, n = g)
- *     C, D        as above */
+ *     A (16, 16)  a[0] (g, 2t..2t+1)  a[1] (g + 8, 2t..)  a[2] (g, 2t + 8..)  a[3] (g + 8, 2t
+ * + 8..) B (16, 8)   b[0] (k = 2t..2t+1, n = g)   b[1] (k = 2t + 8.., n = g) C, D (16, 8) float
+ * d[0], d[1] (g, 2t..2t+1)   d[2], d[3] (g + 8, 2t..2t+1) mma_m16n8k8 (tf32), one number a
+ * register: A (16, 8)   a[0] (g, t)  a[1] (g + 8, t)  a[2] (g, t + 4)  a[3] (g + 8, t + 4) B (8, 8)
+ * b[0] (k = t, n = g)  b[1] (k = t + 4, n = g) C, D        as above */
 #ifndef KERNELS_CUDA_PTX_CUH
 #define KERNELS_CUDA_PTX_CUH
 
