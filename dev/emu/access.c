@@ -26,7 +26,7 @@ typedef struct Cell {
     uint32_t write_phase, read_phase;
     uint32_t write_pc, read_pc; /* since the start of the program */
     uint16_t write_stamp, read_stamp;
-    uint16_t writer, reader;    /* threads of their block */
+    uint16_t writer, reader;                              /* threads of their block */
     uint8_t write_bytes : 4, read_bytes : 4, written : 4; /* written: ever in this scope */
     uint8_t readers : 2, other_block_read : 1;
     uint8_t atomic : 1, copying : 1; /* the write: an atomic's; of a copy under way */
@@ -104,22 +104,21 @@ __attribute__((noreturn)) static void fail_race(const Access *a, const Cell *c, 
     if (same_block) {
         const uint3 n = emu_block_dim();
         const unsigned t = with_write ? c->writer : c->reader;
-        snprintf(other, sizeof other, "thread (%u, %u, %u)", t % n.x, t / n.x % n.y,
-                 t / n.x / n.y);
+        snprintf(other, sizeof other, "thread (%u, %u, %u)", t % n.x, t / n.x % n.y, t / n.x / n.y);
     }
     emu_fail("race: %s %s (%s), which %s %s (%s) with no %s between", a->write ? "writes" : "reads",
              place(a, where), emu_code_name(a->pc), other, with_write ? "wrote" : "read",
-             code_name(with_write ? c->write_pc : c->read_pc),
-             same_block ? "barrier" : "launch");
+             code_name(with_write ? c->write_pc : c->read_pc), same_block ? "barrier" : "launch");
 }
 
 __attribute__((noreturn)) static void fail_copying(const Access *a, const Cell *c) {
     char where[128];
     const uint3 n = emu_block_dim();
-    emu_fail("%s %s (%s) while an asynchronous copy that thread (%u, %u, %u) began (%s) is under "
-             "way: it was not waited for", a->write ? "writes" : "reads", place(a, where),
-             emu_code_name(a->pc), c->writer % n.x, c->writer / n.x % n.y, c->writer / n.x / n.y,
-             code_name(c->write_pc));
+    emu_fail(
+        "%s %s (%s) while an asynchronous copy that thread (%u, %u, %u) began (%s) is under "
+        "way: it was not waited for",
+        a->write ? "writes" : "reads", place(a, where), emu_code_name(a->pc), c->writer % n.x,
+        c->writer / n.x % n.y, c->writer / n.x / n.y, code_name(c->write_pc));
 }
 
 /* ---- one cell ---- */
@@ -173,8 +172,7 @@ static void note_write(const Access *a, Cell *c, unsigned bytes) {
     if (c->write_phase && c->write_bytes & bytes) check_after_write(a, c);
     if (c->read_phase && c->read_bytes & bytes) {
         const bool now = c->read_phase == emu_now.phase;
-        if (c->other_block_read || c->read_phase < emu_now.block ||
-            (now && c->readers == WARPS) ||
+        if (c->other_block_read || c->read_phase < emu_now.block || (now && c->readers == WARPS) ||
             (now && c->readers == LANES && !emu_ordered(c->reader, c->read_stamp, true)) ||
             (now && c->readers == ONE && c->reader != self &&
              !emu_ordered(c->reader, c->read_stamp, false)))
@@ -280,20 +278,20 @@ bool emu_is_shared(const void *p, size_t bytes) {
 
 #define PC __builtin_return_address(0)
 
-#define ALIGNED(n)                                                                             \
-    void __tsan_read##n(const void *p);                                                        \
-    void __tsan_write##n(const void *p);                                                       \
-    void __tsan_read##n(const void *p) { emu_read(p, n, PC); }                                 \
+#define ALIGNED(n)                                             \
+    void __tsan_read##n(const void *p);                        \
+    void __tsan_write##n(const void *p);                       \
+    void __tsan_read##n(const void *p) { emu_read(p, n, PC); } \
     void __tsan_write##n(const void *p) { emu_write(p, n, PC); }
-#define UNALIGNED(n)                                                                           \
-    void __tsan_unaligned_read##n(const void *p);                                              \
-    void __tsan_unaligned_write##n(const void *p);                                             \
-    void __tsan_unaligned_read##n(const void *p) { emu_read(p, n, PC); }                       \
+#define UNALIGNED(n)                                                     \
+    void __tsan_unaligned_read##n(const void *p);                        \
+    void __tsan_unaligned_write##n(const void *p);                       \
+    void __tsan_unaligned_read##n(const void *p) { emu_read(p, n, PC); } \
     void __tsan_unaligned_write##n(const void *p) { emu_write(p, n, PC); }
-ALIGNED(1) ALIGNED(2) ALIGNED(4) ALIGNED(8) ALIGNED(16)
-UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
+ALIGNED(1)
+ALIGNED(2) ALIGNED(4) ALIGNED(8) ALIGNED(16) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
 
-void __tsan_init(void);
+    void __tsan_init(void);
 void __tsan_read_range(const void *p, size_t bytes);
 void __tsan_write_range(const void *p, size_t bytes);
 void __tsan_init(void) {}

@@ -145,12 +145,12 @@ static inline unsigned __umulhi(unsigned x, unsigned y) {
     return (unsigned)((uint64_t)x * y >> 32);
 }
 
-#define EMU_CAST(name, To, From)                             \
-    static inline To name(From x) {                          \
-        To y;                                                \
+#define EMU_CAST(name, To, From)                              \
+    static inline To name(From x) {                           \
+        To y;                                                 \
         static_assert(sizeof x == sizeof y, "the same bits"); \
-        __builtin_memcpy(&y, &x, sizeof y);                  \
-        return y;                                            \
+        __builtin_memcpy(&y, &x, sizeof y);                   \
+        return y;                                             \
     }
 EMU_CAST(__float_as_uint, unsigned, float)
 EMU_CAST(__float_as_int, int, float)
@@ -165,8 +165,8 @@ static inline int __float2int_rn(float x) { return (int)rintf(x); }
 static inline int __float2int_rd(float x) { return (int)floorf(x); }
 
 /* As in CUDA, mixed signs compare as unsigned, mixed widths in the wider. */
-#define EMU_MIN_MAX(T)                                              \
-    static inline T min(T a, T b) { return b < a ? b : a; }         \
+#define EMU_MIN_MAX(T)                                      \
+    static inline T min(T a, T b) { return b < a ? b : a; } \
     static inline T max(T a, T b) { return a < b ? b : a; }
 EMU_MIN_MAX(int)
 EMU_MIN_MAX(unsigned)

@@ -4,8 +4,8 @@
  * is empty the next thread that has not begun; a thread that ends hands its stack to the next, so a
  * block without waiting uses one stack. Where nobody can go on and some wait, the kernel is wrong.
  *
- * As on the hardware since sm_70, threads that have exited are not waited for by a barrier. A warp's
- * operation waits for exactly the lanes of its mask. */
+ * As on the hardware since sm_70, threads that have exited are not waited for by a barrier. A
+ * warp's operation waits for exactly the lanes of its mask. */
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,9 +33,9 @@ typedef struct Rendezvous {
 typedef struct Warp {
     Rendezvous waits[EMU_LANES];
     int n_waits;
-    unsigned syncs;                      /* __syncwarps of this phase */
-    unsigned all;                        /* what came before this one of them is known to all */
-    bool partial;                        /* known is in use */
+    unsigned syncs;                       /* __syncwarps of this phase */
+    unsigned all;                         /* what came before this one of them is known to all */
+    bool partial;                         /* known is in use */
     uint16_t known[EMU_LANES][EMU_LANES]; /* [u][l]: u knows what l did before this sync */
 } Warp;
 
@@ -93,12 +93,12 @@ static void explain_stuck(void) {
         for (int lane = 0; lane < EMU_LANES; lane++) {
             const int j = i / EMU_LANES * EMU_LANES + lane;
             if (!(t->mask >> lane & 1u)) continue;
-            if (j >= L.n) emu_fail("%s (%s:%d): lane %d of mask %08x does not exist", t->at.op,
-                                   t->at.file, t->at.line, lane, t->mask);
+            if (j >= L.n)
+                emu_fail("%s (%s:%d): lane %d of mask %08x does not exist", t->at.op, t->at.file,
+                         t->at.line, lane, t->mask);
             if (threads[j].state != AT_WARP || threads[j].mask != t->mask)
                 emu_fail("%s (%s:%d): lane %d of mask %08x does not come, it %s", t->at.op,
-                         t->at.file, t->at.line, lane, t->mask,
-                         what_does(j, other, sizeof other));
+                         t->at.file, t->at.line, lane, t->mask, what_does(j, other, sizeof other));
         }
     }
     emu_fail("the emulator lost a thread");
@@ -142,8 +142,7 @@ static void barrier_opens(void) {
 }
 
 static bool same_place(EmuPlace a, EmuPlace b) {
-    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) &&
-           !strcmp(a.op, b.op);
+    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) && !strcmp(a.op, b.op);
 }
 
 int emu_barrier(bool predicate, EmuPlace at) {
@@ -250,10 +249,18 @@ static void complete_shuffle(void *const *args, unsigned mask) {
         const int first = l & ~(s->width - 1), last = first + s->width - 1;
         int from = l;
         switch (s->kind) {
-            case EMU_INDEX: from = first + (s->lane & (s->width - 1)); break;
-            case EMU_UP: from = l - s->lane < first ? l : l - s->lane; break;
-            case EMU_DOWN: from = l + s->lane > last ? l : l + s->lane; break;
-            case EMU_XOR: from = (l ^ s->lane) > last ? l : l ^ s->lane; break;
+            case EMU_INDEX:
+                from = first + (s->lane & (s->width - 1));
+                break;
+            case EMU_UP:
+                from = l - s->lane < first ? l : l - s->lane;
+                break;
+            case EMU_DOWN:
+                from = l + s->lane > last ? l : l + s->lane;
+                break;
+            case EMU_XOR:
+                from = (l ^ s->lane) > last ? l : l ^ s->lane;
+                break;
         }
         if (!(mask >> from & 1u)) {
             emu_now.thread += l - emu_now.thread % EMU_LANES;
@@ -292,13 +299,27 @@ unsigned emu_atomic(EmuAtomic op, void *p, unsigned x) {
     unsigned *at = p;
     const unsigned old = *at;
     switch (op) {
-        case EMU_ADD: *at = old + x; break;
-        case EMU_MIN: *at = (int)old < (int)x ? old : x; break;
-        case EMU_MAX: *at = (int)old > (int)x ? old : x; break;
-        case EMU_UMIN: *at = old < x ? old : x; break;
-        case EMU_UMAX: *at = old > x ? old : x; break;
-        case EMU_OR: *at = old | x; break;
-        case EMU_AND: *at = old & x; break;
+        case EMU_ADD:
+            *at = old + x;
+            break;
+        case EMU_MIN:
+            *at = (int)old < (int)x ? old : x;
+            break;
+        case EMU_MAX:
+            *at = (int)old > (int)x ? old : x;
+            break;
+        case EMU_UMIN:
+            *at = old < x ? old : x;
+            break;
+        case EMU_UMAX:
+            *at = old > x ? old : x;
+            break;
+        case EMU_OR:
+            *at = old | x;
+            break;
+        case EMU_AND:
+            *at = old & x;
+            break;
     }
     return old;
 }

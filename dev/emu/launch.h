@@ -14,8 +14,7 @@ static void emu_run(const void *closure) {
  * Ends the process with a sentence where a limit of the launch is passed or a thread goes wrong. */
 template <typename K, typename F>
 static inline void emu_launch(K *kernel, dim3 grid, dim3 block, size_t shared, F body) {
-    emu_launch_raw((const void *)kernel, grid, block, shared, emu_run<F>, &body,
-                   sizeof body);
+    emu_launch_raw((const void *)kernel, grid, block, shared, emu_run<F>, &body, sizeof body);
 }
 
 #endif

@@ -111,8 +111,9 @@ static void make_region(void) {
     madvise(region, REGION_BYTES, MADV_HUGEPAGE); /* few mappings: opening is cheap */
     static char stack[64 << 10];
     sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = sizeof stack}, NULL);
-    sigaction(SIGSEGV, &(struct sigaction){.sa_sigaction = on_segv,
-                                           .sa_flags = SA_SIGINFO | SA_ONSTACK}, NULL);
+    sigaction(SIGSEGV,
+              &(struct sigaction){.sa_sigaction = on_segv, .sa_flags = SA_SIGINFO | SA_ONSTACK},
+              NULL);
 }
 
 char *emu_region(void) { return region; }

@@ -132,8 +132,8 @@ void emu_cp_async(void *to, const void *from, bool real, EmuPlace at) {
         emu_fail("%s (%s:%d): from %p, which is not aligned to 16 bytes", at.op, at.file, at.line,
                  from);
     if (real && !emu_is_live(from, ROW))
-        emu_fail("%s (%s:%d): from %p, which is not 16 bytes of live device memory", at.op,
-                 at.file, at.line, from);
+        emu_fail("%s (%s:%d): from %p, which is not 16 bytes of live device memory", at.op, at.file,
+                 at.line, from);
     if (real) emu_read(from, ROW, PC);
     emu_copy_starts(to, ROW, PC);
     memset(to, 0xff, ROW); /* NaN until it lands */

@@ -1,5 +1,6 @@
 /* The emulator's half of kernels/cuda/ptx.cuh: the same wrappers, on the host. That file says what
- * each does; ptx.c checks that alignment, lanes and the order of copies are as the PTX manual asks. */
+ * each does; ptx.c checks that alignment, lanes and the order of copies are as the PTX manual asks.
+ */
 #ifndef DEV_EMU_PTX_H
 #define DEV_EMU_PTX_H
 

@@ -13,7 +13,7 @@ struct CUevent_st {
     double at_s;
 };
 
-enum { CUDA_VERSION_EMULATED = 13000, MULTIPROCESSORS = 8 };
+enum { MULTIPROCESSORS = 8 };
 static __thread cudaError_t last_error;
 
 static cudaError_t done(cudaError_t status) {
@@ -29,22 +29,36 @@ static double seconds(void) {
 
 const char *cudaGetErrorString(cudaError_t error) {
     switch (error) {
-        case cudaSuccess: return "no error";
-        case cudaErrorInvalidValue: return "invalid argument";
-        case cudaErrorMemoryAllocation: return "out of memory";
-        case cudaErrorNoDevice: return "no CUDA-capable device is detected";
-        case cudaErrorNotReady: return "device not ready";
+        case cudaSuccess:
+            return "no error";
+        case cudaErrorInvalidValue:
+            return "invalid argument";
+        case cudaErrorMemoryAllocation:
+            return "out of memory";
+        case cudaErrorInsufficientDriver:
+            return "CUDA driver version is insufficient";
+        case cudaErrorNoDevice:
+            return "no CUDA-capable device is detected";
+        case cudaErrorNotReady:
+            return "device not ready";
     }
     return "unrecognized error code";
 }
 
 const char *cudaGetErrorName(cudaError_t error) {
     switch (error) {
-        case cudaSuccess: return "cudaSuccess";
-        case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-        case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-        case cudaErrorNoDevice: return "cudaErrorNoDevice";
-        case cudaErrorNotReady: return "cudaErrorNotReady";
+        case cudaSuccess:
+            return "cudaSuccess";
+        case cudaErrorInvalidValue:
+            return "cudaErrorInvalidValue";
+        case cudaErrorMemoryAllocation:
+            return "cudaErrorMemoryAllocation";
+        case cudaErrorInsufficientDriver:
+            return "cudaErrorInsufficientDriver";
+        case cudaErrorNoDevice:
+            return "cudaErrorNoDevice";
+        case cudaErrorNotReady:
+            return "cudaErrorNotReady";
     }
     return "unrecognized error code";
 }
@@ -71,24 +85,38 @@ cudaError_t cudaGetDevice(int *device) {
 }
 cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) {
-    *version = CUDA_VERSION_EMULATED;
+    *version = CUDART_VERSION;
     return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) {
-    *version = CUDA_VERSION_EMULATED;
+    *version = CUDART_VERSION;
     return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
     if (device != 0) return done(cudaErrorInvalidValue);
     switch (attribute) {
-        case cudaDevAttrMaxThreadsPerBlock: *value = EMU_MAX_THREADS; return cudaSuccess;
-        case cudaDevAttrWarpSize: *value = EMU_LANES; return cudaSuccess;
-        case cudaDevAttrMultiProcessorCount: *value = MULTIPROCESSORS; return cudaSuccess;
-        case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
-        case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
-        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 228 << 10; return cudaSuccess;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = EMU_MAX_SHARED; return cudaSuccess;
+        case cudaDevAttrMaxThreadsPerBlock:
+            *value = EMU_MAX_THREADS;
+            return cudaSuccess;
+        case cudaDevAttrWarpSize:
+            *value = EMU_LANES;
+            return cudaSuccess;
+        case cudaDevAttrMultiProcessorCount:
+            *value = MULTIPROCESSORS;
+            return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMajor:
+            *value = 9;
+            return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMinor:
+            *value = 0;
+            return cudaSuccess;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+            *value = 228 << 10;
+            return cudaSuccess;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            *value = EMU_MAX_SHARED;
+            return cudaSuccess;
     }
     return done(cudaErrorInvalidValue);
 }
@@ -244,8 +272,8 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     return done(event ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
-    const bool timed = from->recorded && to->recorded &&
-                       !((from->flags | to->flags) & cudaEventDisableTiming);
+    const bool timed =
+        from->recorded && to->recorded && !((from->flags | to->flags) & cudaEventDisableTiming);
     if (!timed) return done(cudaErrorInvalidValue);
     *ms = (float)(1e3 * (to->at_s - from->at_s));
     return cudaSuccess;

@@ -19,10 +19,10 @@ static inline unsigned short emu_bf16_from_float(float x) {
     return (unsigned short)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+/* Without a constructor from float, which the toolkit's has: the compiler would guard arrays of
+ * them in shared memory with a hidden flag. Kernels convert by name. */
 typedef struct __nv_bfloat16 {
     unsigned short bits;
-    __nv_bfloat16() = default;
-    __nv_bfloat16(float x) : bits(emu_bf16_from_float(x)) {}
     operator float() const { return emu_bf16_to_float(bits); }
 } __nv_bfloat16;
 typedef __nv_bfloat16 nv_bfloat16;
@@ -33,8 +33,12 @@ typedef struct alignas(4) __nv_bfloat162 {
 typedef __nv_bfloat162 nv_bfloat162;
 
 static inline float __bfloat162float(__nv_bfloat16 x) { return emu_bf16_to_float(x.bits); }
-static inline __nv_bfloat16 __float2bfloat16_rn(float x) { return __nv_bfloat16(x); }
-static inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
+static inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+    return __nv_bfloat16{emu_bf16_from_float(x)};
+}
+static inline __nv_bfloat16 __float2bfloat16(float x) {
+    return __nv_bfloat16{emu_bf16_from_float(x)};
+}
 
 static inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 lo, __nv_bfloat16 hi) {
     return __nv_bfloat162{lo, hi};
@@ -43,7 +47,7 @@ static inline __nv_bfloat162 make_bfloat162(__nv_bfloat16 lo, __nv_bfloat16 hi) 
     return __nv_bfloat162{lo, hi};
 }
 static inline __nv_bfloat162 __floats2bfloat162_rn(float lo, float hi) {
-    return __nv_bfloat162{__nv_bfloat16(lo), __nv_bfloat16(hi)};
+    return __nv_bfloat162{__float2bfloat16_rn(lo), __float2bfloat16_rn(hi)};
 }
 static inline __nv_bfloat162 __float22bfloat162_rn(float2 v) {
     return __floats2bfloat162_rn(v.x, v.y);

@@ -30,27 +30,30 @@ typedef struct dim3 {
 #endif
 } dim3;
 
-#define EMU_VECTOR(T, name, a2, a4)                               \
-    typedef struct __attribute__((aligned(a2))) name##2 {         \
-        T x, y;                                                   \
-    } name##2;                                                    \
-    typedef struct name##3 {                                      \
-        T x, y, z;                                                \
-    } name##3;                                                    \
-    typedef struct __attribute__((aligned(a4))) name##4 {         \
-        T x, y, z, w;                                             \
-    } name##4;                                                    \
-    static inline name##2 make_##name##2(T x, T y) {              \
-        name##2 v = {x, y};                                       \
-        return v;                                                 \
-    }                                                             \
-    static inline name##3 make_##name##3(T x, T y, T z) {         \
-        name##3 v = {x, y, z};                                    \
-        return v;                                                 \
-    }                                                             \
-    static inline name##4 make_##name##4(T x, T y, T z, T w) {    \
-        name##4 v = {x, y, z, w};                                 \
-        return v;                                                 \
+#define EMU_VECTOR(T, name, a2, a4)                            \
+    typedef struct __attribute__((aligned(a2))) name##2 {      \
+        T x, y;                                                \
+    }                                                          \
+    name##2;                                                   \
+    typedef struct name##3 {                                   \
+        T x, y, z;                                             \
+    }                                                          \
+    name##3;                                                   \
+    typedef struct __attribute__((aligned(a4))) name##4 {      \
+        T x, y, z, w;                                          \
+    }                                                          \
+    name##4;                                                   \
+    static inline name##2 make_##name##2(T x, T y) {           \
+        name##2 v = {x, y};                                    \
+        return v;                                              \
+    }                                                          \
+    static inline name##3 make_##name##3(T x, T y, T z) {      \
+        name##3 v = {x, y, z};                                 \
+        return v;                                              \
+    }                                                          \
+    static inline name##4 make_##name##4(T x, T y, T z, T w) { \
+        name##4 v = {x, y, z, w};                              \
+        return v;                                              \
     }
 EMU_VECTOR(float, float, 8, 16)
 EMU_VECTOR(int, int, 8, 16)
@@ -78,16 +81,20 @@ static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
     return v;
 }
 
-/* ---- the runtime (runtime.c): work is done when the call returns; see there for what is checked */
+/* ---- the runtime (runtime.c): work is done when the call returns; see there for what is checked
+ */
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+#define CUDART_VERSION 13000
+
 typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorNotReady = 600
 } cudaError_t;
