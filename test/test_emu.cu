@@ -8,6 +8,7 @@ extern "C" {
 #include <cmocka.h>
 }
 
+#include <cublasLt.h>
 #include <curand_philox4x32_x.h>
 
 #include "kernels/cuda/cuda.cuh"
@@ -90,7 +91,8 @@ static void test_transpose(void **) {
     launch(NULL, transpose_kernel, dim3(N / 32, N / 32), dim3(32, 8), 32 * 33 * sizeof(bf16), dy,
            dx, (int)N);
     to_host(y, dy, N * N);
-    for (int i = 0; i < N * N; i++) assert_true((float)y[i] == (float)(i % N * N + i / N) - 256 * ((i % N * N + i / N) / 256));
+    for (int i = 0; i < N * N; i++)
+        assert_true((float)y[i] == (float)((i % N * N + i / N) % 256));
     CUDA(NULL, cudaFree(dx));
 }
 
@@ -255,6 +257,93 @@ static void test_mma_tf32(void **) {
     CUDA(NULL, cudaFree(dB));
 }
 
+/* ---- cuBLASLt: D (m, n) = relu(2 A' B + 3 C + bias), columns first, two of them ---- */
+
+#define BLAS(call) assert_int_equal(call, CUBLAS_STATUS_SUCCESS)
+
+static cublasLtMatrixLayout_t layout_of(cudaDataType type, uint64_t rows, uint64_t cols,
+                                        int64_t ld, int64_t stride) {
+    cublasLtMatrixLayout_t l;
+    const int32_t two = 2;
+    BLAS(cublasLtMatrixLayoutCreate(&l, type, rows, cols, ld));
+    BLAS(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &two,
+                                          sizeof two));
+    BLAS(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
+                                          sizeof stride));
+    return l;
+}
+
+enum { m = 5, n = 3, k = 7, LD = 8 };
+
+/* D in place of C. */
+template <typename T>
+static void multiply(cudaDataType type, T *D, const T *A, const T *B, const T *bias) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_RELU_BIAS;
+    const uint32_t alignment = sizeof(T);
+    const float alpha = 2, beta = 3;
+    cublasLtHandle_t blas;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatmulPreference_t wishes;
+    cublasLtMatmulHeuristicResult_t best;
+    int found;
+    BLAS(cublasLtCreate(&blas));
+    BLAS(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    BLAS(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                        sizeof transposed));
+    BLAS(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                        sizeof epilogue));
+    BLAS(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                        sizeof bias));
+    BLAS(cublasLtMatmulPreferenceCreate(&wishes));
+    for (int i = 0; i < 4; i++)
+        BLAS(cublasLtMatmulPreferenceSetAttribute(
+            wishes,
+            (cublasLtMatmulPreferenceAttributes_t)(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i),
+            &alignment, sizeof alignment));
+    cublasLtMatrixLayout_t a = layout_of(type, k, m, LD, LD * m);
+    cublasLtMatrixLayout_t b = layout_of(type, k, n, LD, 0);
+    cublasLtMatrixLayout_t d = layout_of(type, m, n, m, m * n);
+    BLAS(cublasLtMatmulAlgoGetHeuristic(blas, desc, a, b, d, d, wishes, 1, &best, &found));
+    assert_int_equal(found, 1);
+    BLAS(cublasLtMatmul(blas, desc, &alpha, A, a, B, b, &beta, D, d, D, d, &best.algo, NULL, 0,
+                        NULL));
+    BLAS(cublasLtMatrixLayoutDestroy(a));
+    BLAS(cublasLtMatrixLayoutDestroy(b));
+    BLAS(cublasLtMatrixLayoutDestroy(d));
+    BLAS(cublasLtMatmulPreferenceDestroy(wishes));
+    BLAS(cublasLtMatmulDescDestroy(desc));
+    BLAS(cublasLtDestroy(blas));
+}
+
+template <typename T>
+static void check_product(cudaDataType type) {
+    T A[2 * m * LD], B[n * LD], C[2 * n * m], D[2 * n * m], bias[m];
+    for (int i = 0; i < 2 * m * LD; i++) A[i] = from_float<T>((float)(i % 5 - 2));
+    for (int i = 0; i < n * LD; i++) B[i] = from_float<T>((float)(i % 4 - 1));
+    for (int i = 0; i < 2 * n * m; i++) C[i] = from_float<T>((float)(i % 3));
+    for (int i = 0; i < m; i++) bias[i] = from_float<T>((float)(-2 * i));
+    T *dA = to_device(A, 2 * m * LD), *dB = to_device(B, n * LD);
+    T *dD = to_device(C, 2 * n * m), *d_bias = to_device(bias, m);
+    multiply(type, dD, dA, dB, d_bias);
+    to_host(D, dD, 2 * n * m);
+    for (int i = 0; i < 2 * n * m; i++) {
+        const int row = i % m, column = i / m % n, batch = i / m / n;
+        float sum = 3 * (float)C[i] + (float)bias[row];
+        for (int l = 0; l < k; l++)
+            sum += 2 * (float)A[(batch * m + row) * LD + l] * (float)B[column * LD + l];
+        assert_true((float)D[i] == (sum > 0 ? sum : 0));
+    }
+    CUDA(NULL, cudaFree(dA));
+    CUDA(NULL, cudaFree(dB));
+    CUDA(NULL, cudaFree(d_bias));
+}
+
+static void test_product(void **) {
+    check_product<float>(CUDA_R_32F);
+    check_product<bf16>(CUDA_R_16BF);
+}
+
 /* ---- arithmetic ---- */
 
 static void test_bf16(void **) {
@@ -283,7 +372,8 @@ int main(void) {
         cmocka_unit_test(test_transpose),   cmocka_unit_test(test_shuffles),
         cmocka_unit_test(test_syncwarp),    cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_mma_bf16),    cmocka_unit_test(test_mma_tf32),
-        cmocka_unit_test(test_bf16),        cmocka_unit_test(test_philox),
+        cmocka_unit_test(test_product),     cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_philox),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
