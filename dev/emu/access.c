@@ -135,7 +135,7 @@ static void check_after_write(const Access *a, const Cell *c) {
 static void check_written(const Access *a, const Cell *c, unsigned bytes) {
     if (a->space == DEVICE || (c->written & bytes) == bytes) return;
     char where[128];
-    emu_fail("reads %s (%s), which nobody of this block wrote", place(a, where),
+    emu_fail("reads %s (%s), which nobody of this block has written yet", place(a, where),
              emu_code_name(a->pc));
 }
 
