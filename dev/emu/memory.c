@@ -32,9 +32,6 @@ typedef struct Blocks { /* by address */
 
 static Blocks device, pinned;
 static size_t device_bytes;
-static char *region, *region_top; /* nothing was ever allocated from region_top on */
-static uint8_t *live;
-static int opened;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void blocks_insert(Blocks *b, int i, char *at, size_t bytes) {
@@ -89,6 +86,10 @@ static void set_live(const char *p, size_t bytes, bool yes) { (void)p, (void)byt
 static void make_region(void) {}
 
 #else
+
+static char *region, *region_top; /* nothing was ever allocated from region_top on */
+static uint8_t *live;
+static int opened;
 
 /* Explains an access to the closed region, and the end of a fiber's stack. */
 static void on_segv(int signal, siginfo_t *info, void *context) {
