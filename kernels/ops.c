@@ -7,15 +7,22 @@ const char *op_name(int op) { return names[op]; }
 
 /* ---- layers ---- */
 
-Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w) {
+static Tensor *linear(Ctx *c, Tensor *x, const Linear *w, Activation activation) {
     OpCall o = {.op = OP_LINEAR, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
+    o.attr.activation = activation;
     need_dtype(&o, c->dtype);
     NEED(o, w->weight->ndim == 2 && w->weight->shape[1] == tensor_cols(x), w->weight);
     NEED(o, is_vector(w->bias, w->weight->shape[0]), w->bias);
+    if (activation == ACT_GELU && c->recording)
+        o.saved[0] = output_cols(c, &o, x, w->weight->shape[0]);
     o.out[0] = output_cols(c, &o, x, w->weight->shape[0]);
     run(c, &o);
     return o.out[0];
 }
+
+Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w) { return linear(c, x, w, ACT_NONE); }
+Tensor *op_linear_gelu(Ctx *c, Tensor *x, const Linear *w) { return linear(c, x, w, ACT_GELU); }
+Tensor *op_linear_relu(Ctx *c, Tensor *x, const Linear *w) { return linear(c, x, w, ACT_RELU); }
 
 Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads) {
     Tensor *y = op_linear(c, x, w);

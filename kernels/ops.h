@@ -70,6 +70,9 @@ const char *op_name(int op);
 double op_flops(const OpCall *o, bool backward);
 double op_bytes(const OpCall *o, bool backward);
 
+/* What a layer may end with, computed with it: op_gelu's and op_relu's formulas. */
+typedef enum Activation { ACT_NONE, ACT_GELU, ACT_RELU } Activation;
+
 /* The layers that the ops take. weight NULL is not allowed; bias NULL is. */
 typedef struct Linear {
     Tensor *weight, *bias; /* (out, in), (out) */
@@ -90,6 +93,12 @@ typedef struct GroupNorm {
 
 /* y = x W' + b: (..., K) -> (..., N). torch.nn.functional.linear. */
 Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w);
+
+/* act(x W' + b) in one call of op_linear's kernel: (..., K) -> (..., N). attr: activation. saved by
+ * GELU, where the context records: the sum before it (ReLU's slope is read off its output).
+ * Backward may overwrite out->grad, with d loss / d sum. */
+Tensor *op_linear_gelu(Ctx *c, Tensor *x, const Linear *w);
+Tensor *op_linear_relu(Ctx *c, Tensor *x, const Linear *w);
 
 /* The same call with its output seen as heads: (B, T, K) -> (B, T, H, N / H). */
 Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads);

@@ -157,9 +157,10 @@ void ice_flat_free(IceFlat *m) {
 enum { LAYERS_OF_A_PART = 1024, PARTS_OF_A_STEP = 16384 };
 
 static Tensor *input_rows(Ctx *c, const IceFlat *m, Tensor *x) {
-    if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model); /* (1, M, C) */
-    x = op_linear(c, x, &m->input1);                                        /* (1, M, C) */
-    return strcmp(m->cfg.input, "mlp") ? x : op_linear(c, op_gelu(c, x), &m->input2);
+    if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model);  /* (1, M, C) */
+    if (!strcmp(m->cfg.input, "linear")) return op_linear(c, x, &m->input1); /* (1, M, C) */
+    x = op_linear_gelu(c, x, &m->input1);                                    /* (1, M, C) */
+    return op_linear(c, x, &m->input2);                                      /* (1, M, C) */
 }
 
 Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
@@ -188,7 +189,7 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
         x = op_dropout_add(c, x, y, p, in->step, layer++); /* (1, M + B, C)    */
     }
     x = op_segment_first(c, x, in->event_token);                       /* (1, B, C)           */
-    x = op_gelu(c, op_linear(c, op_rmsnorm(c, x), &m->head1));         /* (1, B, head_hidden) */
+    x = op_linear_gelu(c, op_rmsnorm(c, x), &m->head1);                /* (1, B, head_hidden) */
     x = op_linear(c, op_dropout(c, x, p, in->step, layer), &m->head2); /* (1, B, 3)           */
     return op_unit_vector(c, x);                                       /* (1, B, 3)           */
 }

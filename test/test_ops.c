@@ -29,6 +29,7 @@ typedef struct Run {
     const Device *dev;
     DType dtype;
     int threads;
+    bool silent;   /* the context does not record */
     bool add;      /* gradients hold something already */
     bool hand_on;  /* in[0]'s gradient is the output's own buffer, as the tape does for some ops */
     int only;      /* the one input that gets a gradient; -1: all that want one */
@@ -213,6 +214,7 @@ static Result run_case(int case_no, Run run) {
     Err e;
     assert_int_equal(ctx_init(&c, run.dev->name, run.threads, 1, false, &e), 0);
     c.dtype = run.dtype;
+    c.recording = !run.silent;
     assert_int_equal(arena_commit(&c.activations, ARENA, &e), 0);
     memset(c.activations.chunk[0].base, GUARD_BYTE, ARENA);
     arena_alloc(&c.activations, GUARD);
@@ -494,6 +496,25 @@ static void test_threads_and_repetition(void **state) {
     for_devices(run_on(&plain_device, DT_F64, 1), check_threads);
 }
 
+/* What an op keeps for backward changes nothing in its output. */
+static void check_silent(int k, const Device *dev, const Result *plain32, const Result *exact) {
+    (void)plain32, (void)exact;
+    if (cases[k].op == OP_DROPOUT || cases[k].op == OP_DROPOUT_ADD) return; /* by their contract */
+    Run run = run_on(dev, DT_F32, 2);
+    run.forward_only = true;
+    Result recorded = run_case(k, run);
+    run.silent = true;
+    Result silent = run_case(k, run);
+    expect_same_bits(k, dev->name, "when nothing is recorded", &recorded, &silent);
+    result_free(&recorded);
+    result_free(&silent);
+}
+
+static void test_recording_changes_no_output(void **state) {
+    (void)state;
+    for_devices(run_on(&plain_device, DT_F64, 1), check_silent);
+}
+
 /* The kernels that are no ops: every transposition of the matrix product, inside larger matrices
  * and with what was there before, and the sum of squares. */
 static void test_matrix_product_and_sum_of_squares(void **state) {
@@ -573,6 +594,7 @@ int main(void) {
         cmocka_unit_test(test_a_gradient_handed_on),
         cmocka_unit_test(test_nan_comes_out),
         cmocka_unit_test(test_threads_and_repetition),
+        cmocka_unit_test(test_recording_changes_no_output),
         cmocka_unit_test(test_matrix_product_and_sum_of_squares),
         cmocka_unit_test(test_spoiled_results_are_found),
     };

@@ -27,13 +27,41 @@ static inline float gelu_slope(float x) {
     return (x > 0 ? 1.0f - tail : tail) + x * (0.39894228f * e);
 }
 
-void ISA_FN(gelu_forward)(Ctx *c, const OpCall *o) {
+/* ReLU, forward and backward, and its square are written so that NaN fails the comparison and
+ * passes through. */
+void ISA_FN(activate)(Activation act, int64_t n, const float *x, float *y) {
+    if (act == ACT_GELU) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) y[i] = gelu(x[i]);
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i];
+    }
+}
+
+void ISA_FN(scale_by_slope)(Activation act, int64_t n, const float *x, float *d) {
+    if (act == ACT_GELU) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) d[i] *= gelu_slope(x[i]);
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) d[i] = x[i] <= 0 ? 0 : d[i];
+    }
+}
+
+/* Elements that a thread takes at a time: they stay in the first-level cache. */
+enum { STRIP = 1024 };
+
+static void activate_all(Ctx *c, const OpCall *o, Activation act) {
     const int64_t n = tensor_numel(o->in[0]);
     const float *x = o->in[0]->data;
     float *y = o->out[0]->data;
-    EACH(n)
-    for (int64_t i = 0; i < n; i++) y[i] = gelu(x[i]);
+#pragma omp parallel for num_threads(c->n_threads) if (n >= PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i += STRIP)
+        ISA_FN(activate)(act, n - i < STRIP ? n - i : STRIP, x + i, y + i);
 }
+
+void ISA_FN(gelu_forward)(Ctx *c, const OpCall *o) { activate_all(c, o, ACT_GELU); }
 
 void ISA_FN(gelu_backward)(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]);
@@ -48,14 +76,7 @@ void ISA_FN(gelu_backward)(Ctx *c, const OpCall *o) {
     }
 }
 
-/* All four written so that NaN fails the comparison and passes through. */
-void ISA_FN(relu_forward)(Ctx *c, const OpCall *o) {
-    const int64_t n = tensor_numel(o->in[0]);
-    const float *x = o->in[0]->data;
-    float *y = o->out[0]->data;
-    EACH(n)
-    for (int64_t i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i];
-}
+void ISA_FN(relu_forward)(Ctx *c, const OpCall *o) { activate_all(c, o, ACT_RELU); }
 
 void ISA_FN(relu_backward)(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]);
@@ -82,9 +103,6 @@ void ISA_FN(relu_squared_backward)(Ctx *c, const OpCall *o) {
     EACH(n)
     for (int64_t i = 0; i < n; i++) put(&dx[i], x[i] <= 0 ? 0 : 2 * x[i] * dy[i], add);
 }
-
-/* Elements whose numbers are drawn together: they stay in the first-level cache. */
-enum { STRIP = 1024 };
 
 /* The first `blocks` blocks of four numbers from block `first` on, which is a multiple of STRIP /
  * 4: philox4x32 of llmc_like/philox.c in a shape that vectorises over blocks. Backward draws them
