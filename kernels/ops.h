@@ -232,6 +232,12 @@ Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer);
  * dropped. In backward x's gradient may be the very buffer of the output's. attr: as op_dropout. */
 Tensor *op_dropout_add(Ctx *c, Tensor *x, Tensor *y, float p, uint32_t step, uint32_t layer);
 
+/* x + dropout(y W' + b), the end of a residual branch: op_dropout_add of op_linear, which it calls
+ * where the context records; else it is one call of op_linear's kernel, in[3] = x, with the same
+ * result. x (..., N), y (..., K) -> (..., N). */
+Tensor *op_linear_dropout_add(Ctx *c, Tensor *x, Tensor *y, const Linear *w, float p, uint32_t step,
+                              uint32_t layer);
+
 /* The mean, the largest per column (the first one of equals gets the gradient), or the first of
  * each segment's rows: x (N, C), offsets (M + 1) -> (M, C). saved by max: int32 (M, C), the row
  * that each number came from. */

@@ -176,17 +176,16 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
         const IceFlatBlock *w = &m->block[l];
         x = op_mix(c, x, x0, m->resid_lambdas, m->x0_lambdas, l); /* r_l x + s_l x0 */
 
-        Tensor *y = op_rmsnorm(c, x);                               /* (1, M + B, C)    */
-        Tensor *q = op_rmsnorm(c, op_linear_heads(c, y, &w->q, H)); /* (1, M + B, H, D) */
-        Tensor *k = op_rmsnorm(c, op_linear_heads(c, y, &w->k, H)); /* (1, M + B, H, D) */
-        Tensor *v = op_linear_heads(c, y, &w->v, H);                /* (1, M + B, H, D) */
-        y = op_attention(c, q, k, v, m->event_mask, scale);         /* (1, M + B, C)    */
-        y = op_linear(c, y, &w->out);                               /* (1, M + B, C)    */
-        x = op_dropout_add(c, x, y, p, in->step, layer++);          /* (1, M + B, C)    */
+        Tensor *y = op_rmsnorm(c, x);                                      /* (1, M + B, C)    */
+        Tensor *q = op_rmsnorm(c, op_linear_heads(c, y, &w->q, H));        /* (1, M + B, H, D) */
+        Tensor *k = op_rmsnorm(c, op_linear_heads(c, y, &w->k, H));        /* (1, M + B, H, D) */
+        Tensor *v = op_linear_heads(c, y, &w->v, H);                       /* (1, M + B, H, D) */
+        y = op_attention(c, q, k, v, m->event_mask, scale);                /* (1, M + B, C)    */
+        x = op_linear_dropout_add(c, x, y, &w->out, p, in->step, layer++); /* (1, M + B, C)    */
 
-        y = op_linear(c, op_rmsnorm(c, x), &w->up);        /* (1, M + B, d_ff) */
-        y = op_linear(c, op_relu_squared(c, y), &w->down); /* (1, M + B, C)    */
-        x = op_dropout_add(c, x, y, p, in->step, layer++); /* (1, M + B, C)    */
+        y = op_linear(c, op_rmsnorm(c, x), &w->up);                         /* (1, M + B, d_ff) */
+        y = op_relu_squared(c, y);                                          /* (1, M + B, d_ff) */
+        x = op_linear_dropout_add(c, x, y, &w->down, p, in->step, layer++); /* (1, M + B, C)    */
     }
     x = op_segment_first(c, x, in->event_token);                       /* (1, B, C)           */
     x = op_linear_gelu(c, op_rmsnorm(c, x), &m->head1);                /* (1, B, head_hidden) */

@@ -515,6 +515,38 @@ static void test_recording_changes_no_output(void **state) {
     for_devices(run_on(&plain_device, DT_F64, 1), check_silent);
 }
 
+/* The end of a residual branch is what the two ops give, recording or not, in blocks and rest. */
+static void test_residual_branch(void **state) {
+    (void)state;
+    enum { ROWS = 145, K = 33, N = 67 };
+    static float x[ROWS * N], y[ROWS * K], w[N * K], b[N];
+    draw(x, DT_F32, ROWS * N, 0, 1, false);
+    draw(y, DT_F32, ROWS * K, 0, 2, false);
+    draw(w, DT_F32, N * K, 0, 3, false);
+    draw(b, DT_F32, N, 0, 4, false);
+    Tensor in[] = {{.dtype = DT_F32, .ndim = 2, .shape = {ROWS, N}, .data = x},
+                   {.dtype = DT_F32, .ndim = 2, .shape = {ROWS, K}, .data = y},
+                   {.dtype = DT_F32, .ndim = 2, .shape = {N, K}, .data = w},
+                   {.dtype = DT_F32, .ndim = 1, .shape = {N}, .data = b}};
+    for (int d = -1; d < 0 || devices[d]; d++) {
+        const Device *dev = d < 0 ? &plain_device : devices[d];
+        if (d >= 0 && !device_runs_here(dev)) continue;
+        Ctx c;
+        Err e;
+        assert_int_equal(ctx_init(&c, dev->name, 2, 1, false, &e), 0);
+        for (int recording = 0; recording < 2; recording++) {
+            c.recording = recording;
+            const Linear layer = {&in[2], &in[3]};
+            const Tensor *one = op_linear_dropout_add(&c, &in[0], &in[1], &layer, 0.3f, 5, 7);
+            const Tensor *two =
+                op_dropout_add(&c, &in[0], op_linear(&c, &in[1], &layer), 0.3f, 5, 7);
+            if (memcmp(one->data, two->data, tensor_bytes(two)))
+                fail_msg("%s: other than two ops, recording %d", dev->name, recording);
+        }
+        ctx_free(&c);
+    }
+}
+
 /* The kernels that are no ops: every transposition of the matrix product, inside larger matrices
  * and with what was there before, and the sum of squares. */
 static void test_matrix_product_and_sum_of_squares(void **state) {
@@ -595,6 +627,7 @@ int main(void) {
         cmocka_unit_test(test_nan_comes_out),
         cmocka_unit_test(test_threads_and_repetition),
         cmocka_unit_test(test_recording_changes_no_output),
+        cmocka_unit_test(test_residual_branch),
         cmocka_unit_test(test_matrix_product_and_sum_of_squares),
         cmocka_unit_test(test_spoiled_results_are_found),
     };

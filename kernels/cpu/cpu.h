@@ -49,6 +49,7 @@ typedef struct RowProduct {
     float *y;
     bool add;
     Activation act;
+    const float *residual; /* (rows, N), added to y after act; NULL: none */
     float *sum;            /* (rows, N): x W' + bias is kept here; NULL: not wanted */
     const float *slope_at; /* (rows, K): first x = x times act's slope there, and y has no act */
     float *sums; /* (K): = or (add_sums) += the column sums of x, on the way; NULL: not wanted */

@@ -12,6 +12,7 @@ void ISA_FN(linear_forward)(Ctx *c, const OpCall *o) {
                       .bias = b ? b->data : NULL,
                       .y = o->out[0]->data,
                       .act = o->attr.activation,
+                      .residual = o->in[3] ? o->in[3]->data : NULL,
                       .sum = o->saved[0] ? o->saved[0]->data : NULL});
 }
 

@@ -143,6 +143,9 @@ static float *product_of(const RowProduct *a) { return a->sum ? a->sum : a->y; }
 static void after_product(const RowProduct *a, int64_t first, int64_t rows) {
     const int64_t i = first * a->N;
     if (!a->slope_at && a->act) ISA_FN(activate)(a->act, rows * a->N, product_of(a) + i, a->y + i);
+    if (!a->residual) return;
+#pragma omp simd
+    for (int64_t j = i; j < i + rows * a->N; j++) a->y[j] += a->residual[j];
 }
 
 /* Block after block; only addresses change. at: scratch; partial (blocks, K), or NULL: column sums

@@ -36,6 +36,7 @@ static REAL FN(scaled_by_slope)(int activation, REAL x, REAL d) {
 static void FN(linear_forward)(const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
     const REAL *x = o->in[0]->data, *w = o->in[1]->data, *bias = o->in[2] ? o->in[2]->data : NULL;
+    const REAL *residual = o->in[3] ? o->in[3]->data : NULL;
     REAL *y = o->out[0]->data;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t n = 0; n < N; n++) {
@@ -43,6 +44,7 @@ static void FN(linear_forward)(const OpCall *o) {
             for (int64_t k = 0; k < K; k++) sum += x[r * K + k] * w[n * K + k];
             if (o->saved[0]) ((REAL *)o->saved[0]->data)[r * N + n] = sum;
             y[r * N + n] = FN(activate)(o->attr.activation, sum);
+            if (residual) y[r * N + n] += residual[r * N + n];
         }
 }
 
