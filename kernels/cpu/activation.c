@@ -1,5 +1,8 @@
 /* GELU, ReLU, its square and dropout: one element at a time. */
 #include <math.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "kernels/cpu/cpu.h"
 #include "llmc_like/philox.h"
@@ -107,29 +110,53 @@ void ISA_FN(relu_squared_backward)(Ctx *c, const OpCall *o) {
     for (int64_t i = 0; i < n; i++) put(&dx[i], x[i] <= 0 ? 0 : 2 * x[i] * dy[i], add);
 }
 
-/* The first `blocks` blocks of four numbers from block `first` on, which is a multiple of STRIP /
- * 4: philox4x32 of llmc_like/philox.c in a shape that vectorises over blocks. Backward draws them
- * again, which is cheaper than keeping them. */
+/* 32-bit numbers in 64-bit lanes: the one product of 32 by 32 bits that processors have as a vector
+ * instruction takes the low halves, whatever the high ones hold. */
+#if defined(__AVX512F__)
+enum { LANES = 8 };
+#elif defined(__AVX2__)
+enum { LANES = 4 };
+#else
+enum { LANES = 2 };
+#endif
+typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
+
+static inline Lanes product_of_low(Lanes a, uint32_t b) {
+    const Lanes all = b - (Lanes){0};
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_mul_epu32((__m512i)a, (__m512i)all);
+#elif defined(__AVX2__)
+    return (Lanes)_mm256_mul_epu32((__m256i)a, (__m256i)all);
+#else
+    return (a & 0xffffffffu) * all;
+#endif
+}
+
+/* At least the first `blocks` blocks of four numbers from block `first` on, which is a multiple of
+ * STRIP / 4; bits has room for a strip. philox4x32 of llmc_like/philox.c, a block a lane. Backward
+ * draws them again, which is cheaper than keeping them. */
 static void draw(RngKey key, uint64_t first, int blocks, uint32_t *bits) {
-    const uint32_t low = (uint32_t)first, high = (uint32_t)(first >> 32);
-#pragma omp simd
-    for (int i = 0; i < blocks; i++) {
-        uint32_t c0 = low + (uint32_t)i, c1 = high, c2 = key.step, c3 = key.purpose;
+    Lanes lane;
+    for (int i = 0; i < LANES; i++) lane[i] = (uint64_t)i;
+    const Lanes pairs = lane / 2 + lane % 2 * LANES; /* 0, LANES, 1, LANES + 1, ... */
+    for (int i = 0; i < blocks; i += LANES) {
+        Lanes c0 = lane + (first + (uint64_t)i), c1 = (first >> 32) - (Lanes){0};
+        Lanes c2 = key.step - (Lanes){0}, c3 = key.purpose - (Lanes){0};
         uint32_t k0 = (uint32_t)key.seed, k1 = (uint32_t)(key.seed >> 32);
 #pragma GCC unroll 10
         for (int round = 0; round < 10; round++) {
-            const uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
-            c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-            c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-            c1 = (uint32_t)p1;
-            c3 = (uint32_t)p0;
+            const Lanes p0 = product_of_low(c0, 0xD2511F53u), p1 = product_of_low(c2, 0xCD9E8D57u);
+            c0 = (p1 >> 32) ^ c1 ^ k0;
+            c2 = (p0 >> 32) ^ c3 ^ k1;
+            c1 = p1;
+            c3 = p0;
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
         }
-        bits[4 * i] = c0;
-        bits[4 * i + 1] = c1;
-        bits[4 * i + 2] = c2;
-        bits[4 * i + 3] = c3;
+        const Lanes c01 = (c0 & 0xffffffffu) | c1 << 32, c23 = (c2 & 0xffffffffu) | c3 << 32;
+        const Lanes out[2] = {__builtin_shuffle(c01, c23, pairs),
+                              __builtin_shuffle(c01, c23, pairs + LANES / 2)};
+        memcpy(bits + 4 * i, out, sizeof out);
     }
 }
 
