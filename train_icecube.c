@@ -220,20 +220,19 @@ static const void *first_batch(void *self, Err *e) {
     return NULL;
 }
 
-static int open_model(void *self, bool training, bool dry, Err *e) {
+static int open_model(void *self, const Ctx *c, bool training, Err *e) {
     Program *p = self;
     Trainer *t = &p->t;
     const IceConfig *g = &p->s.dom;
     const IceFlatConfig *f = &p->s.flat;
-    const uint64_t seed = p->s.train.seed;
     char what[160];
     if (ice_is_flat(&p->s)) {
-        if (ice_flat_init(&p->flat, f, &p->event_mask, seed, training, dry, e)) return -1;
+        if (ice_flat_init(&p->flat, f, &p->event_mask, c, training, e)) return -1;
         t->params = &p->flat.params;
         snprintf(what, sizeof what, "flat: %d layers, input %s, %d pulses a DOM", f->n_layers,
                  f->input, f->K);
     } else {
-        if (ice_init(&p->dom, g, &p->dom_mask, &p->event_mask, seed, training, dry, e)) return -1;
+        if (ice_init(&p->dom, g, &p->dom_mask, &p->event_mask, c, training, e)) return -1;
         t->params = &p->dom.params;
         snprintf(what, sizeof what, "hierarchical: %d + %d layers, pooling %s", g->t1_layers,
                  g->t2_layers, g->pooling);
@@ -255,7 +254,7 @@ static void memory(void *self, StepPlan *plan) {
     const Program *p = self;
     size_t bytes = 0;
     for (int i = 0; i < p->now.n_parts; i++) bytes += p->now.part[i].block_bytes;
-    plan_add(plan, "batches ahead", LOADER_BUFFERS * bytes);
+    plan_add(plan, &host_memory, "batches ahead", LOADER_BUFFERS * bytes);
 }
 
 /* ---- evaluation and prediction ---- */
@@ -286,7 +285,7 @@ static int infer_part(Program *p, const TrainPart *part, IceOutcome *o, int *n, 
         return 0;
     }
     ctx_step_begin(&p->t.c);
-    const float *direction = tensor_f32(forward(p, &p->t.c, part));
+    const float *direction = ctx_read_f32(&p->t.c, forward(p, &p->t.c, part));
     for (int i = 0; i < b->B; i++, direction += 3) {
         IceOutcome *one = &o[(*n)++];
         one->label = b->label[i];

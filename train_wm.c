@@ -130,11 +130,11 @@ static int shapes(void *self, const void *first, AttnArgs *shape) {
     return 1;
 }
 
-static int open_model(void *self, bool training, bool dry, Err *e) {
+static int open_model(void *self, const Ctx *c, bool training, Err *e) {
     Program *p = self;
     Trainer *t = &p->t;
     const WmConfig *g = &p->s.model;
-    if (wm_init(&p->m, g, &p->mask, p->s.train.seed, training, dry, e)) return -1;
+    if (wm_init(&p->m, g, &p->mask, c, training, e)) return -1;
     t->params = &p->m.params;
     snprintf(t->model, sizeof t->model,
              "d %d, %d heads of %d, %d blocks, %d frames of %d tokens: T %d; rope %s; %.2f M "
@@ -153,16 +153,17 @@ static void free_model(void *self) {
 /* The memory of sampling, for as long as the model lives. */
 static int open_sampler(Program *p, Err *e) {
     if (p->sampler.m) return 0;
-    return wm_sampler_init(&p->sampler, &p->m, p->s.sample_steps, (float)p->s.cfg, false, e);
+    return wm_sampler_init(&p->sampler, &p->m, &p->t.c, p->s.sample_steps, (float)p->s.cfg, e);
 }
 
 static void memory(void *self, StepPlan *plan) {
     Program *p = self;
-    plan_add(plan, "batches ahead", LOADER_BUFFERS * batch_bytes(self));
+    plan_add(plan, &host_memory, "batches ahead", LOADER_BUFFERS * batch_bytes(self));
     if (!p->s.train.eval_every) return;
     WmSampler dry;
-    wm_sampler_init(&dry, &p->m, 1, (float)p->s.cfg, true, NULL);
-    plan_add(plan, "sampling window", (size_t)dry.n_branches * dry.cache[0].memory.peak);
+    wm_sampler_init(&dry, &p->m, &p->t.c, 1, (float)p->s.cfg, NULL); /* the context is dry */
+    plan_add(plan, p->t.c.dev->memory, "sampling window",
+             (size_t)dry.n_branches * dry.cache[0].memory.peak);
     wm_sampler_free(&dry);
 }
 

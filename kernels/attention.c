@@ -10,45 +10,26 @@
 #include "llmc_like/philox.h"
 #include "llmc_like/run.h"
 
-/* ---- the registry: one line a backend ---- */
+/* ---- the registry ---- */
 
-/* clang-format off */
-/*        the file's name   --attn       help                                              */
-#define ATTN_LIST(X)                                                                          \
-    X(loop,       "loop",       "one document after the other, products by the library")      \
-    X(padded,     "padded",     "documents padded to the longest")                            \
-    X(vanilla,    "vanilla",    "the whole score matrix in memory, products by the library")  \
-    X(sdpa,       "sdpa",       "our fused flash kernel, built-in masks")                     \
-    X(flex,       "flex",       "the fused kernel, compiled with the mask and score expressions") \
-    X(flex_dense, "flex-dense", "flex without its plan: every tile visited, every cell asked")
-/* clang-format on */
+#define ATTN_ENUM(id, flag, text) ATTN_##id,
+enum { ATTN_LIST(ATTN_ENUM) };
 
-/* Each backend exists once an instruction set (kernels/cpu/attention_*.c); the registry's entry
- * calls the one of the context's device. On the plain device, which has no backends of its own,
- * that is the portable one. */
-static const AttnBackend *of_device(Ctx *c, const AttnBackend *avx512, const AttnBackend *avx2,
-                                    const AttnBackend *portable) {
-    return c->dev == &cpu_device_avx512 ? avx512 : c->dev == &cpu_device_avx2 ? avx2 : portable;
-}
-
-#define ATTN_ENTRY(id, flag, text)                                                          \
-    extern const AttnBackend attn_##id##_avx512, attn_##id##_avx2, attn_##id##_portable;    \
-    static const AttnBackend *id##_of(Ctx *c) {                                             \
-        return of_device(c, &attn_##id##_avx512, &attn_##id##_avx2, &attn_##id##_portable); \
-    }                                                                                       \
-    static const char *id##_supports(const AttnArgs *a) {                                   \
-        return attn_##id##_portable.supports(a);                                            \
-    }                                                                                       \
-    static int id##_prepare(Ctx *c, const AttnArgs *a, Err *e) {                            \
-        const AttnBackend *d = id##_of(c);                                                  \
-        return d->prepare ? d->prepare(c, a, e) : 0;                                        \
-    }                                                                                       \
-    static size_t id##_workspace(Ctx *c, const AttnArgs *a, bool backward) {                \
-        return id##_of(c)->workspace(c, a, backward);                                       \
-    }                                                                                       \
-    static void id##_forward(Ctx *c, const AttnArgs *a) { id##_of(c)->forward(c, a); }      \
-    static void id##_backward(Ctx *c, const AttnArgs *a) { id##_of(c)->backward(c, a); }    \
-    static const AttnBackend id##_entry = {                                                 \
+#define ATTN_ENTRY(id, flag, text)                                                       \
+    static const AttnBackend *id##_of(const Ctx *c) { return c->dev->attn[ATTN_##id]; }  \
+    static const char *id##_supports(const Ctx *c, const AttnArgs *a) {                  \
+        return id##_of(c)->supports(c, a);                                               \
+    }                                                                                    \
+    static int id##_prepare(Ctx *c, const AttnArgs *a, Err *e) {                         \
+        const AttnBackend *d = id##_of(c);                                               \
+        return d->prepare ? d->prepare(c, a, e) : 0;                                     \
+    }                                                                                    \
+    static size_t id##_workspace(Ctx *c, const AttnArgs *a, bool backward) {             \
+        return id##_of(c)->workspace(c, a, backward);                                    \
+    }                                                                                    \
+    static void id##_forward(Ctx *c, const AttnArgs *a) { id##_of(c)->forward(c, a); }   \
+    static void id##_backward(Ctx *c, const AttnArgs *a) { id##_of(c)->backward(c, a); } \
+    static const AttnBackend id##_entry = {                                              \
         flag, text, id##_supports, id##_prepare, id##_workspace, id##_forward, id##_backward};
 
 ATTN_LIST(ATTN_ENTRY)
@@ -161,10 +142,10 @@ void attn_run(Ctx *c, AttnArgs *a, bool backward) {
 
 /* ---- the choice ---- */
 
-static int refuse(const char *name, const char *reason, const AttnArgs *a, Err *e) {
+static int refuse(const Ctx *c, const char *name, const char *reason, const AttnArgs *a, Err *e) {
     char would[256] = "auto";
     for (int i = 0; attn_backends[i]; i++) {
-        if (a && attn_backends[i]->supports(a)) continue;
+        if (a && attn_backends[i]->supports(c, a)) continue;
         strncat(would, ", ", sizeof would - strlen(would) - 1);
         strncat(would, attn_backends[i]->name, sizeof would - strlen(would) - 1);
     }
@@ -241,10 +222,10 @@ static double trial_differs(const Trial *t, const float *expected) {
 /* Whether a backend takes part; else why not, in *why. Half of the memory that is left is for the
  * model. */
 static bool takes_part(Ctx *c, const AttnBackend *b, const AttnArgs *a, Err *why) {
-    const char *reason = b->supports(a);
+    const char *reason = b->supports(c, a);
     if (reason) return err_set(why, "%s", reason), false;
     if (b->prepare(c, a, why)) return false;
-    if (!memory_check(2 * b->workspace(c, a, true), NULL)) return true;
+    if (!memory_check(c->dev->memory, 2 * b->workspace(c, a, true), NULL)) return true;
     err_set(why, "its workspace would take more than half of the memory that is left");
     return false;
 }
@@ -291,10 +272,10 @@ int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e) {
     if (!strcmp(name, "auto") && !c->dry) return choose_fastest(c, a, e);
     /* a dry context measures nothing: the one that is expected to win */
     const AttnBackend *b = strcmp(name, "auto") ? attn_find(name) : attn_find("sdpa");
-    if (!b) return refuse(name, "no such backend", a, e);
-    const char *reason = b->supports(a);
-    if (reason && !strcmp(name, "auto")) b = attn_find("flex"), reason = b->supports(a);
-    if (reason) return refuse(name, reason, a, e);
+    if (!b) return refuse(c, name, "no such backend", a, e);
+    const char *reason = b->supports(c, a);
+    if (reason && !strcmp(name, "auto")) b = attn_find("flex"), reason = b->supports(c, a);
+    if (reason) return refuse(c, name, reason, a, e);
     if (b->prepare(c, a, e)) return -1;
     c->attn = b;
     return 0;

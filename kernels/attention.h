@@ -1,7 +1,7 @@
 /* Attention: the argument struct, masks, and the registry of backends.
  *
  * A backend is one file (kernels/cpu/attention_NAME.c) with one AttnBackend, and one line in the
- * registry (attention.c). The flag --attn, its help, the tests and the benchmark walk the registry.
+ * registry below. The flag --attn, its help, the tests and the benchmark walk the registry.
  * A choice that a backend declines is an error with its reason and the names that would work;
  * nothing falls back silently. */
 #ifndef KERNELS_ATTENTION_H
@@ -116,7 +116,7 @@ typedef struct AttnBackend {
     const char *help;
     /* NULL: this backend does it. Otherwise why not, a clause such as "it has no score
      * expressions". */
-    const char *(*supports)(const AttnArgs *a);
+    const char *(*supports)(const Ctx *c, const AttnArgs *a);
     /* Once, before the first call for a's mask: compiles its expressions. -1 and a sentence where
      * that fails. NULL where there is nothing to prepare. */
     int (*prepare)(Ctx *c, const AttnArgs *a, Err *e);
@@ -125,6 +125,21 @@ typedef struct AttnBackend {
     void (*backward)(Ctx *c, const AttnArgs *a);
 } AttnBackend;
 
+/* ---- the registry: one line a backend ---- */
+
+/* clang-format off */
+/*        the file's name   --attn       help                                              */
+#define ATTN_LIST(X)                                                                          \
+    X(loop,       "loop",       "one document after the other, products by the library")      \
+    X(padded,     "padded",     "documents padded to the longest")                            \
+    X(vanilla,    "vanilla",    "the whole score matrix in memory, products by the library")  \
+    X(sdpa,       "sdpa",       "our fused flash kernel, built-in masks")                     \
+    X(flex,       "flex",       "the fused kernel, compiled with the mask and score expressions") \
+    X(flex_dense, "flex-dense", "flex without its plan: every tile visited, every cell asked")
+/* clang-format on */
+
+/* Each device has its own (Device.attn, in this order: kernels/DEVICE/attention_*); the registry's
+ * entry calls the one of the context's device. */
 extern const AttnBackend *const attn_backends[]; /* NULL at the end */
 extern const char attn_choices[];                /* their names, "auto" and "all", as "a|b|c" */
 const AttnBackend *attn_find(const char *name);  /* NULL: no such backend */

@@ -12,9 +12,14 @@
 
 #include "kernels/ops.h"
 
-/* A new output or saved tensor of the context's dtype, named after the op. */
+/* A new output of the context's dtype, named after the op. */
 static inline Tensor *output(Ctx *c, const OpCall *o, int ndim, const int64_t *shape) {
     return ctx_tensor(c, op_name(o->op), c->dtype, ndim, shape);
+}
+
+/* What an op saves, or makes for a loss: ctx_exact. */
+static inline Tensor *exact_output(Ctx *c, const OpCall *o, int ndim, const int64_t *shape) {
+    return ctx_tensor(c, op_name(o->op), ctx_exact(c), ndim, shape);
 }
 
 /* Likewise with the shape of t; t keeps its data. */
@@ -45,11 +50,13 @@ static inline void run(Ctx *c, OpCall *o) {
     }
     const OpKernel *k = &c->dev->ops[o->op];
     CHECK(k->forward, "%s has no op %s", c->dev->name, op_name(o->op));
-    double t0 = now_s();
+    ctx_lap(c, CLOCK_OP, NULL);
+    c->op = o;
     if (!c->dry) k->forward(c, o);
+    c->op = NULL;
     OpProfile *p = &c->profile[o->op];
     p->calls++;
-    p->forward_s += now_s() - t0;
+    ctx_lap(c, CLOCK_OP, &p->forward_s);
     p->forward_flops += op_flops(o, false);
     p->forward_bytes += op_bytes(o, false);
     if (!c->recording || !grad || !k->backward) return;
@@ -71,11 +78,17 @@ static inline void run(Ctx *c, OpCall *o) {
               tensor_shape_text(t, text_));                            \
     } while (0)
 
-/* Aborts where an input that is there has another dtype. */
-static inline void need_dtype(const OpCall *o, DType want) {
-    for (int i = 0; i < o->n_in; i++)
+/* Aborts where one of the inputs first .. end - 1 is there and has another dtype. */
+static inline void need_dtypes(const OpCall *o, int first, int end, DType want) {
+    for (int i = first; i < end; i++)
         CHECK(!o->in[i] || o->in[i]->dtype == want, "%s: %s is %s, not %s", op_name(o->op),
               o->in[i]->name, dtype_name(o->in[i]->dtype), dtype_name(want));
+}
+
+/* The first n inputs have the context's dtype, and those behind them are exact (ctx_exact). */
+static inline void need_dtype(const Ctx *c, const OpCall *o, int n) {
+    need_dtypes(o, 0, n, c->dtype);
+    need_dtypes(o, n, o->n_in, ctx_exact(c));
 }
 
 /* Whether t is left out or has shape (n). */

@@ -10,7 +10,7 @@ const char *op_name(int op) { return names[op]; }
 static Tensor *linear(Ctx *c, Tensor *x, const Linear *w, Activation activation, Tensor *add) {
     OpCall o = {.op = OP_LINEAR, .in = {x, w->weight, w->bias, add}, .n_in = 4, .n_out = 1};
     o.attr.activation = activation;
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     NEED(o, w->weight->ndim == 2 && w->weight->shape[1] == tensor_cols(x), w->weight);
     NEED(o, is_vector(w->bias, w->weight->shape[0]), w->bias);
     if (activation == ACT_GELU && c->recording)
@@ -48,7 +48,7 @@ Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads) {
 
 Tensor *op_conv2d(Ctx *c, Tensor *x, const Conv2d *w) {
     OpCall o = {.op = OP_CONV2D, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     const int64_t *s = w->weight->shape;
     NEED(o, w->weight->ndim == 4 && s[1] == tensor_cols(x) && s[2] == s[3] && s[2] % 2 == 1,
          w->weight);
@@ -61,7 +61,7 @@ Tensor *op_conv2d(Ctx *c, Tensor *x, const Conv2d *w) {
 
 Tensor *op_silu(Ctx *c, Tensor *x) {
     OpCall o = {.op = OP_SILU, .in = {x}, .n_in = 1, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     o.out[0] = output_like(c, &o, x);
     run(c, &o);
     return o.out[0];
@@ -69,7 +69,7 @@ Tensor *op_silu(Ctx *c, Tensor *x) {
 
 Tensor *op_add(Ctx *c, Tensor *a, Tensor *b) {
     OpCall o = {.op = OP_ADD, .in = {a, b}, .n_in = 2, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     NEED(o, tensor_same_shape(a, b), b);
     o.out[0] = output_like(c, &o, a);
     run(c, &o);
@@ -80,12 +80,12 @@ Tensor *op_groupnorm(Ctx *c, Tensor *x, const GroupNorm *w) {
     OpCall o = {.op = OP_GROUPNORM, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
     o.attr.groups = w->groups;
     o.attr.eps = 1e-5f;
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, 1);
     NEED(o, x->ndim >= 4 && tensor_cols(x) % w->groups == 0, x);
     NEED(o, is_vector(w->weight, tensor_cols(x)) && is_vector(w->bias, tensor_cols(x)), w->weight);
     int64_t images = tensor_rows(x) / (x->shape[x->ndim - 2] * x->shape[x->ndim - 3]);
-    o.saved[0] = output(c, &o, 2, (int64_t[]){images, w->groups});
-    o.saved[1] = output(c, &o, 2, (int64_t[]){images, w->groups});
+    o.saved[0] = exact_output(c, &o, 2, (int64_t[]){images, w->groups});
+    o.saved[1] = exact_output(c, &o, 2, (int64_t[]){images, w->groups});
     o.out[0] = output_like(c, &o, x);
     run(c, &o);
     return o.out[0];
@@ -95,7 +95,7 @@ Tensor *op_groupnorm(Ctx *c, Tensor *x, const GroupNorm *w) {
 
 Tensor *op_patchify(Ctx *c, Tensor *x, int patch) {
     OpCall o = {.op = OP_PATCHIFY, .in = {x}, .n_in = 1, .n_out = 1, .attr.patch = patch};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     const int64_t *s = x->shape;
     NEED(o, x->ndim == 5 && s[2] % patch == 0 && s[3] % patch == 0, x);
     o.out[0] = output(c, &o, 4,
@@ -106,7 +106,7 @@ Tensor *op_patchify(Ctx *c, Tensor *x, int patch) {
 
 Tensor *op_unpatchify(Ctx *c, Tensor *x, int patch, int height, int width) {
     OpCall o = {.op = OP_UNPATCHIFY, .in = {x}, .n_in = 1, .n_out = 1, .attr.patch = patch};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     const int64_t *s = x->shape;
     NEED(o,
          x->ndim == 4 && s[2] * patch * patch == (int64_t)height * width &&
@@ -119,7 +119,7 @@ Tensor *op_unpatchify(Ctx *c, Tensor *x, int patch, int height, int width) {
 
 Tensor *op_append_registers(Ctx *c, Tensor *x, Tensor *registers) {
     OpCall o = {.op = OP_APPEND_REGISTERS, .in = {x, registers}, .n_in = 2, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     const int64_t *s = x->shape, R = registers->shape[0];
     NEED(o, x->ndim == 4, x);
     NEED(o, registers->ndim == 2 && registers->shape[1] == s[3], registers);
@@ -132,7 +132,7 @@ Tensor *op_append_registers(Ctx *c, Tensor *x, Tensor *registers) {
 Tensor *op_drop_registers(Ctx *c, Tensor *x, int frames, int registers) {
     OpCall o = {
         .op = OP_DROP_REGISTERS, .in = {x}, .n_in = 1, .n_out = 1, .attr.registers = registers};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     const int64_t *s = x->shape;
     NEED(o, x->ndim == 3 && s[1] % frames == 0 && s[1] / frames > registers, x);
     o.out[0] = output(c, &o, 4, (int64_t[]){s[0], frames, s[1] / frames - registers, s[2]});
@@ -148,7 +148,7 @@ Tensor *op_embedding(Ctx *c, Tensor *ids, Tensor *table) {
           dtype_name(ids->dtype));
     NEED(o, ids->ndim == 2, ids);
     NEED(o, table->ndim == 2, table);
-    if (!c->dry)
+    if (!c->dry && c->dev->memory->is_host) /* elsewhere the kernel looks */
         for (int64_t i = 0; i < tensor_numel(ids); i++) {
             int32_t id = ((const int32_t *)ids->data)[i];
             CHECK(id >= 0 && id < table->shape[0], "embedding: id %d of %d", id,
@@ -161,7 +161,7 @@ Tensor *op_embedding(Ctx *c, Tensor *ids, Tensor *table) {
 
 Tensor *op_timestep_embedding(Ctx *c, Tensor *t, int64_t dim, int steps) {
     OpCall o = {.op = OP_TIMESTEP_EMBEDDING, .in = {t}, .n_in = 1, .n_out = 1, .attr.steps = steps};
-    need_dtype(&o, DT_F32);
+    need_dtypes(&o, 0, 1, DT_F32);
     NEED(o, t->ndim == 2 && dim % 2 == 0, t);
     o.out[0] = output(c, &o, 3, (int64_t[]){t->shape[0], t->shape[1], dim});
     run(c, &o);
@@ -181,10 +181,12 @@ Tensor *op_rmsnorm_modulate(Ctx *c, Tensor *x, Tensor *weight, Tensor *mod, int 
     OpCall o = {.op = OP_RMSNORM_MODULATE, .in = {x, weight, mod}, .n_in = 3, .n_out = 1};
     o.attr.part = part;
     o.attr.eps = 1e-6f;
-    need_dtype(&o, c->dtype);
+    need_dtypes(&o, 1, 2, ctx_exact(c));
+    need_dtypes(&o, 0, 1, c->dtype);
+    need_dtypes(&o, 2, 3, c->dtype);
     need_modulation(&o, x, mod, part + 1);
     NEED(o, is_vector(weight, tensor_cols(x)), weight);
-    o.saved[0] = output(c, &o, 2, x->shape);
+    o.saved[0] = exact_output(c, &o, 2, x->shape);
     o.out[0] = output_like(c, &o, x);
     run(c, &o);
     return o.out[0];
@@ -192,7 +194,7 @@ Tensor *op_rmsnorm_modulate(Ctx *c, Tensor *x, Tensor *weight, Tensor *mod, int 
 
 Tensor *op_gate_add(Ctx *c, Tensor *x, Tensor *y, Tensor *mod, int part) {
     OpCall o = {.op = OP_GATE_ADD, .in = {x, y, mod}, .n_in = 3, .n_out = 1, .attr.part = part};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     need_modulation(&o, x, mod, part);
     NEED(o, tensor_same_shape(x, y), y);
     o.out[0] = output_like(c, &o, x);
@@ -202,7 +204,7 @@ Tensor *op_gate_add(Ctx *c, Tensor *x, Tensor *y, Tensor *mod, int part) {
 
 Tensor *op_geglu(Ctx *c, Tensor *up, Tensor *gate) {
     OpCall o = {.op = OP_GEGLU, .in = {up, gate}, .n_in = 2, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     NEED(o, tensor_same_shape(up, gate), gate);
     o.out[0] = output_like(c, &o, up);
     run(c, &o);
@@ -218,7 +220,7 @@ Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rop
     o.attr.heads = n_heads;
     o.attr.offset = offset;
     o.attr.eps = 1e-6f;
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, 1);
     NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0 && offset < qkv->shape[1],
          qkv);
     int64_t B = qkv->shape[0], T = qkv->shape[1], H = n_heads, D = qkv->shape[2] / (3 * H);
@@ -247,7 +249,7 @@ static Tensor *attend(Ctx *c, OpCall *o) {
 
 Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale) {
     OpCall o = {.op = OP_ATTENTION, .in = {q, k, v}, .n_in = 3, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     NEED(o, q->ndim == 4, q);
     NEED(o,
          k->ndim == 4 && k->shape[0] == q->shape[0] && k->shape[2] == q->shape[2] &&
@@ -257,21 +259,21 @@ Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, 
     o.attr.scale = scale;
     o.attr.mask = mask;
     o.attr.offset = (int)(k->shape[1] - q->shape[1]);
-    o.saved[0] = output(c, &o, 3, (int64_t[]){q->shape[0], q->shape[2], q->shape[1]});
+    o.saved[0] = exact_output(c, &o, 3, (int64_t[]){q->shape[0], q->shape[2], q->shape[1]});
     o.out[0] = output(c, &o, 3, (int64_t[]){q->shape[0], q->shape[1], q->shape[2] * q->shape[3]});
     return attend(c, &o);
 }
 
 Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, float scale) {
     OpCall o = {.op = OP_ATTENTION, .in = {qkv}, .n_in = 1, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0, qkv);
     NEED(o, qkv->shape[1] <= mask->T, qkv);
     const int64_t B = qkv->shape[0], T = qkv->shape[1], C = qkv->shape[2] / 3;
     o.attr.heads = n_heads;
     o.attr.scale = scale;
     o.attr.mask = mask;
-    o.saved[0] = output(c, &o, 3, (int64_t[]){B, n_heads, T});
+    o.saved[0] = exact_output(c, &o, 3, (int64_t[]){B, n_heads, T});
     o.out[0] = output(c, &o, 3, (int64_t[]){B, T, C});
     return attend(c, &o);
 }
@@ -294,7 +296,7 @@ static Tensor *cache_rows(Ctx *c, const Tensor *buffer, int64_t first, int64_t n
 
 static void copy(Ctx *c, Tensor *to, Tensor *from) {
     OpCall o = {.op = OP_COPY, .in = {from}, .n_in = 1, .out = {to}, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, o.n_in);
     NEED(o, tensor_same_shape(to, from), from);
     run(c, &o);
 }
@@ -312,22 +314,22 @@ void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n) {
 
 Flow op_flow_noise(Ctx *c, Tensor *x0, Tensor *z, Tensor *t) {
     OpCall o = {.op = OP_FLOW_NOISE, .in = {x0, z, t}, .n_in = 3, .n_out = 2};
-    CHECK(x0->dtype == c->dtype && z->dtype == c->dtype && t->dtype == DT_F32,
-          "flow_noise: t is %s", dtype_name(t->dtype));
+    need_dtypes(&o, 0, 2, ctx_exact(c));
+    need_dtypes(&o, 2, 3, DT_F32);
     NEED(o, tensor_same_shape(x0, z), z);
     NEED(
         o,
         x0->ndim == 5 && t->ndim == 2 && t->shape[0] == x0->shape[0] && t->shape[1] == x0->shape[1],
         t);
     o.out[0] = output_like(c, &o, x0);
-    o.out[1] = output_like(c, &o, x0);
+    o.out[1] = exact_output(c, &o, x0->ndim, x0->shape);
     run(c, &o);
     return (Flow){o.out[0], o.out[1]};
 }
 
 Tensor *op_mse_loss(Ctx *c, Tensor *x, Tensor *target) {
     OpCall o = {.op = OP_MSE_LOSS, .in = {x, target}, .n_in = 2, .n_out = 1};
-    need_dtype(&o, c->dtype);
+    need_dtype(c, &o, 1);
     NEED(o, tensor_same_shape(x, target), target);
     o.out[0] = ctx_tensor(c, names[o.op], DT_F64, 1, (int64_t[]){1});
     run(c, &o);

@@ -6,8 +6,10 @@
  * Dimensions: B batch, F frames, S tokens a frame (patches and registers), N patches a frame, T = F
  * S tokens, C d_model, H heads, D = C / H, M hidden, V vocabulary, R registers, P patch side, O and
  * I channels out and in.
- * "..." stands for any leading dimensions. All tensors are contiguous, row-major; activations have
- * c->dtype, accumulation is at least float32, losses and their sums are double. No input may
+ * "..." stands for any leading dimensions. All tensors are contiguous, row-major; activations and
+ * weights have c->dtype, accumulation is at least float32, losses and their sums are double. What
+ * stays float32 where c->dtype is bf16 is called exact (ctx_exact): the weights of norms, tables of
+ * rotations, learned factors, targets, and what ops save. No input may
  * overlap an output. An op may not be given the same tensor twice where both want a gradient.
  *
  * A new op: one row in OP_LIST, its prototype here, its shapes in ops.c or ops_event.c, forward and
@@ -184,8 +186,8 @@ Tensor *op_gate_add(Ctx *c, Tensor *x, Tensor *y, Tensor *mod, int part);
 /* up SiLU(gate): two (..., M) -> (..., M). */
 Tensor *op_geglu(Ctx *c, Tensor *up, Tensor *gate);
 
-/* Rectified flow, one noise level a frame: v = x0 - z, x_t = x0 - t v. x0, z (B, F, h, w, 3), t
- * float32 (B, F). No gradient. */
+/* Rectified flow, one noise level a frame: v = x0 - z, x_t = x0 - t v. x0, z (B, F, h, w, 3) exact,
+ * t float32 (B, F) -> x_t, and v exact. No gradient. */
 typedef struct Flow {
     Tensor *x_t, *v;
 } Flow;
@@ -199,8 +201,8 @@ Tensor *op_cache_extend(Ctx *c, Tensor *buffer, int64_t first, int64_t n, Tensor
 /* Moves rows first .. first + n - 1 of the buffer to its start; first >= n. */
 void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n);
 
-/* mean((x - target)^2), summed in double in an order that does not depend on the threads -> float64
- * (1). */
+/* mean((x - target)^2), the target exact, summed in double in an order that does not depend on the
+ * threads -> float64 (1). */
 Tensor *op_mse_loss(Ctx *c, Tensor *x, Tensor *target);
 
 /* ---- models of events: rows without padding, cut into segments ----
@@ -252,13 +254,13 @@ Tensor *op_segment_prepend(Ctx *c, Tensor *x, Tensor *offsets, Tensor *token);
 /* Columns side by side: a (..., C), b (..., K) -> (..., C + K), equal leading dimensions. */
 Tensor *op_concat(Ctx *c, Tensor *a, Tensor *b);
 
-/* x / (|x| + 1e-8) per row, |x| the Euclidean norm: (..., C) -> same. A row of zeros gives zeros,
- * and the norm's slope there counts as 0, as torch's does. attr: eps. */
+/* x / (|x| + 1e-8) per row, |x| the Euclidean norm: (..., C) -> same shape, exact. A row of zeros
+ * gives zeros, and the norm's slope there counts as 0, as torch's does. attr: eps. */
 Tensor *op_unit_vector(Ctx *c, Tensor *x);
 
 /* The mean over rows of the angle arccos(x . target) in radians, for rows of length one: x, target
- * (..., C) -> float64 (1). The dot product is cut to +-(1 - 1e-4) first, and has slope 0 where it
- * was cut (torch.clamp); all in double. */
+ * (..., C), both exact -> float64 (1). The dot product is cut to +-(1 - 1e-4) first, and has slope
+ * 0 where it was cut (torch.clamp); all in double. */
 Tensor *op_angle_loss(Ctx *c, Tensor *x, Tensor *target);
 
 /* x / sqrt(mean(x^2) + 2^-23) per row, no weights: (..., C) -> same. torch.nn.functional.rms_norm,
@@ -275,7 +277,11 @@ Tensor *op_relu_squared(Ctx *c, Tensor *x);
  * grad_set is false. attr: part = i. */
 Tensor *op_mix(Ctx *c, Tensor *x, Tensor *y, Tensor *r, Tensor *s, int i);
 
-/* Zeros behind each row: (..., K) -> (..., cols), cols >= K. No gradient: for inputs. */
+/* Zeros behind each row: (..., K), exact -> (..., cols) of c->dtype, cols >= K. No gradient: for
+ * inputs. */
 Tensor *op_pad(Ctx *c, Tensor *x, int64_t cols);
+
+/* An input, exact, as activations are: x itself, or where they are bf16 rounded by op_pad. */
+Tensor *op_cast(Ctx *c, Tensor *x);
 
 #endif

@@ -1,13 +1,14 @@
 #include "llmc_like/arena.h"
 
+#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-void arena_init(Arena *a, const char *name, bool dry) {
+void arena_init(Arena *a, const char *name, const Memory *memory, bool dry) {
     memset(a, 0, sizeof *a);
     a->name = name;
+    a->memory = memory;
     a->dry = dry;
 }
 
@@ -15,13 +16,13 @@ static int add_chunk(Arena *a, size_t bytes, Err *e) {
     enum { HUGE_PAGE = 2 << 20 };
     bytes = round_up(bytes, HUGE_PAGE);
     CHECK(a->n_chunks < ARENA_MAX_CHUNKS, "arena %s has %d chunks", a->name, a->n_chunks);
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED)
+    void *p = a->memory->take(bytes);
+    if (!p)
         return err_set(e,
-                       "the system refuses %.1f MiB for %s: choose a smaller model or batch "
-                       "(--plan shows the sizes)",
-                       (double)bytes / 1048576, a->name);
-    madvise(p, bytes, MADV_HUGEPAGE);
+                       "the %s refuses %.1f MiB for %s (%.1f MiB are left): choose a smaller model "
+                       "or batch (--plan shows the sizes)",
+                       a->memory->name, (double)bytes / 1048576, a->name,
+                       a->memory->left() / 1048576);
     a->chunk[a->n_chunks].base = p;
     a->chunk[a->n_chunks].size = bytes;
     a->chunk[a->n_chunks++].used = 0;
@@ -77,8 +78,8 @@ void arena_reset(Arena *a) {
 }
 
 void arena_free(Arena *a) {
-    for (int i = 0; i < a->n_chunks; i++) munmap(a->chunk[i].base, a->chunk[i].size);
-    arena_init(a, a->name, a->dry);
+    for (int i = 0; i < a->n_chunks; i++) a->memory->give(a->chunk[i].base, a->chunk[i].size);
+    arena_init(a, a->name, a->memory, a->dry);
 }
 
 void pool_init(Pool *p, Arena *a) {
@@ -91,7 +92,6 @@ static int pool_bin(Pool *p, size_t bytes) {
         if (p->bin[i].size == bytes) return i;
     CHECK(p->n_bins < POOL_MAX_SIZES, "more than %d sizes of gradients", POOL_MAX_SIZES);
     p->bin[p->n_bins].size = bytes;
-    p->bin[p->n_bins].head = NULL;
     p->bin[p->n_bins].n_free = 0;
     return p->n_bins++;
 }
@@ -101,18 +101,22 @@ void *pool_take(Pool *p, size_t bytes) {
     int i = pool_bin(p, bytes);
     if (p->bin[i].n_free == 0) return arena_alloc(p->arena, bytes);
     p->bin[i].n_free--;
-    if (p->arena->dry) return NULL;
-    void *block = p->bin[i].head;
-    memcpy(&p->bin[i].head, block, sizeof(void *));
-    return block;
+    return p->arena->dry ? NULL : p->bin[i].free[p->bin[i].n_free];
 }
 
 void pool_give(Pool *p, void *block, size_t bytes) {
     int i = pool_bin(p, round_up(bytes ? bytes : 1, ARENA_ALIGN));
-    p->bin[i].n_free++;
-    if (p->arena->dry) return;
-    memcpy(block, &p->bin[i].head, sizeof(void *));
-    p->bin[i].head = block;
+    if (p->bin[i].n_free == p->bin[i].cap) {
+        p->bin[i].cap = p->bin[i].cap ? 2 * p->bin[i].cap : 16;
+        p->bin[i].free = realloc(p->bin[i].free, (size_t)p->bin[i].cap * sizeof(void *));
+        CHECK(p->bin[i].free, "no memory for a list of %d blocks", p->bin[i].cap);
+    }
+    p->bin[i].free[p->bin[i].n_free++] = block;
 }
 
 void pool_reset(Pool *p) { p->n_bins = 0; }
+
+void pool_free(Pool *p) {
+    for (int i = 0; i < POOL_MAX_SIZES; i++) free(p->bin[i].free);
+    pool_init(p, p->arena);
+}

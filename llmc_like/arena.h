@@ -12,11 +12,14 @@
 #include <stddef.h>
 
 #include "llmc_like/error.h"
+#include "llmc_like/memory.h"
 
-enum { ARENA_MAX_CHUNKS = 24, ARENA_ALIGN = 64 };
+/* 256: what cudaMalloc promises and cuBLASLt likes best. */
+enum { ARENA_MAX_CHUNKS = 24, ARENA_ALIGN = 256 };
 
 typedef struct Arena {
     const char *name; /* for the table: "parameters", "activations", ... */
+    const Memory *memory;
     bool dry;
     struct {
         char *base;
@@ -26,19 +29,18 @@ typedef struct Arena {
     size_t used, peak; /* bytes now and at most, alignment included */
 } Arena;
 
-void arena_init(Arena *a, const char *name, bool dry);
+void arena_init(Arena *a, const char *name, const Memory *memory, bool dry);
 
-/* Maps `bytes` now (huge pages where the system has them). -1 and a sentence where the system has
- * not that much. */
+/* Takes `bytes` from the memory now. -1 and a sentence where there is not that much. */
 int arena_commit(Arena *a, size_t bytes, Err *e);
 
 /* The same for sizes that rise from step to step: where it must grow, it grows at least by half of
  * what it has, or by 1 GiB. */
 int arena_reserve(Arena *a, size_t bytes, Err *e);
 
-/* `bytes` of memory aligned to 64, not cleared (fresh pages are zero). NULL from a dry arena. Never
- * fails otherwise: when the system refuses to grow an arena inside a step, the run cannot go on and
- * CHECK says by how much. */
+/* `bytes` of memory aligned to 256, not cleared (the host's fresh pages are zero). NULL from a dry
+ * arena. Never fails otherwise: when the system refuses to grow an arena inside a step, the run
+ * cannot go on and CHECK says by how much. */
 void *arena_alloc(Arena *a, size_t bytes);
 
 void arena_reset(Arena *a);
@@ -52,9 +54,8 @@ typedef struct Pool {
     Arena *arena;
     struct {
         size_t size;
-        void *head; /* a list through the free blocks' first words; in a dry pool only the count
-                       below counts */
-        int n_free;
+        void **free; /* the blocks, last come first; a dry pool counts them only */
+        int n_free, cap;
     } bin[POOL_MAX_SIZES];
     int n_bins;
 } Pool;
@@ -63,5 +64,6 @@ void pool_init(Pool *p, Arena *a);
 void *pool_take(Pool *p, size_t bytes);
 void pool_give(Pool *p, void *block, size_t bytes);
 void pool_reset(Pool *p); /* forgets all blocks; the arena is reset by its owner */
+void pool_free(Pool *p);
 
 #endif

@@ -6,6 +6,7 @@
 
 Optim optim_default(void) {
     return (Optim){
+        .share = 1,
         .rule =
             {
                 [GROUP_MUON] = {.lr = 0.02, .weight_decay = 1e-5, .momentum = 0.95, .ns_steps = 5},
@@ -170,22 +171,42 @@ static void adam_update(Ctx *c, const OptimRule *o, Param *row, double lr, int64
 
 /* ---- Both ---- */
 
-double optim_step(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip) {
-    if (c->dry) {
-        ctx_workspace(c, optim_workspace(c, p));
-        return 0;
+/* sqrt(sum of squares of all gradients), in an order that threads do not change. */
+static double gradient_norm(Ctx *c, const ParamTable *p) {
+    double sum = 0;
+    for (int i = 0; i < p->n; i++) {
+        const Tensor *t = &p->row[i].tensor;
+        sum += c->dev->sum_squares(c, t->grad, tensor_numel(t));
     }
-    const double norm = params_grad_norm(c, p);
-    if (!isfinite(norm)) return norm;
-    const float grad_scale = clip > 0 ? (float)fmin(1, clip / (norm + 1e-6)) : 1.0f;
-    o->t++;
+    return sqrt(sum);
+}
+
+void optim_update(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip, double *norm) {
+    *norm = gradient_norm(c, p) / o->share;
+    if (!isfinite(*norm)) {
+        o->t--; /* no update */
+        return;
+    }
+    const double clipped = clip > 0 ? fmin(1, clip / (*norm + 1e-6)) : 1;
+    const float grad_scale = (float)(clipped / o->share);
     muon_step(c, &o->rule[GROUP_MUON], p, lr_factor * o->rule[GROUP_MUON].lr, grad_scale);
     for (int i = 0; i < p->n; i++) {
         const OptimRule *rule = &o->rule[p->row[i].group];
         if (p->row[i].group != GROUP_MUON)
             adam_update(c, rule, &p->row[i], lr_factor * rule->lr, o->t, grad_scale);
     }
-    return norm;
+}
+
+const double *optim_step(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip) {
+    Tensor *norm = ctx_tensor(c, "gradient norm", DT_F64, 1, (int64_t[]){1});
+    if (c->dry) {
+        ctx_workspace(c, c->dev->update_workspace(c, p));
+    } else {
+        params_settle_grad(p);
+        o->t++;
+        c->dev->update(c, o, p, lr_factor, clip, norm->data);
+    }
+    return ctx_fetch(c, norm->data);
 }
 
 double optim_flops(const Optim *o, const ParamTable *p) {

@@ -43,24 +43,28 @@ enum { OPTIM_GROUPS = GROUP_ADAMW + 1 };
 typedef struct Optim {
     OptimRule rule[OPTIM_GROUPS]; /* by ParamGroup */
     int64_t t;                    /* updates made so far: Adam's step count */
+    double
+        share; /* gradients are sums over this share of the batch, and count as divided by it; 1 */
 } Optim;
 
-/* The specifications' numbers, t = 0: Muon lr 0.02, decay 1e-5, mu 0.95, 5 steps; Adam lr 3e-4,
- * betas 0.9 and 0.95, eps 1e-10, decay 1e-5; AdamW lr 3e-4, betas 0.9 and 0.999, eps 1e-8,
+/* The specifications' numbers, t = 0, share 1: Muon lr 0.02, decay 1e-5, mu 0.95, 5 steps; Adam lr
+ * 3e-4, betas 0.9 and 0.95, eps 1e-10, decay 1e-5; AdamW lr 3e-4, betas 0.9 and 0.999, eps 1e-8,
  * decay 1e-5. */
 Optim optim_default(void);
 
-/* One update of all rows from their gradients (which stay as they are); returns the gradients' norm
- * before clipping. clip > 0: the gradients count as multiplied by min(1, clip / (norm + 1e-6)), as
- * torch.nn.utils.clip_grad_norm_ does; clip 0: never. lr_factor: the schedule's.
- * Where the norm is NaN or infinite nothing is changed at all, moments and t included: the caller
- * sees it in the return value and stops or goes on.
- * Muon's rows are matrices of two dimensions (a bug otherwise). Scratch comes from ctx_workspace:
- * optim_workspace bytes. In a dry context only that scratch is counted, and 0 returned. */
-double optim_step(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip);
+/* One update of all rows from their gradients (which stay as they are); returns where the
+ * gradients' norm before clipping will be on the host (ctx_fetch). clip > 0: the gradients count as
+ * multiplied by min(1, clip / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does; clip 0:
+ * never. lr_factor: the schedule's. Where the norm is NaN or infinite no parameter and no moment is
+ * changed, and the caller, who sees the norm, stops (or goes on: then t has counted an update too
+ * many). Muon's rows are matrices of two dimensions (a bug otherwise). Scratch comes from
+ * ctx_workspace: optim_workspace bytes. In a dry context only that scratch is counted, and the norm
+ * is 0. */
+const double *optim_step(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip);
 
-/* Bytes of scratch that optim_step takes: per thread two matrices as large as the largest of Muon's
- * and two squares of the longest shorter side. */
+/* Device.update of the devices with host memory, and the bytes of scratch that it takes: per thread
+ * two matrices as large as the largest of Muon's and two squares of the longest shorter side. */
+void optim_update(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip, double *norm);
 size_t optim_workspace(const Ctx *c, const ParamTable *p);
 
 /* Floating-point operations of one update's matrix products as the formulas above have them (a

@@ -7,11 +7,17 @@
 
 #include "llmc_like/philox.h"
 
-void params_init(ParamTable *p, bool dry) {
+static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+void params_init(ParamTable *p, const Ctx *c) {
+    const Memory *memory = c->dev->memory;
     memset(p, 0, sizeof *p);
-    arena_init(&p->values, "parameters", dry);
-    arena_init(&p->grads, "parameter gradients", dry);
-    arena_init(&p->state, "optimiser state", dry);
+    p->dtype = c->dtype;
+    p->seed = c->seed;
+    arena_init(&p->values, "parameters", memory, c->dry);
+    arena_init(&p->rounded, "parameters in bf16", memory, c->dry);
+    arena_init(&p->grads, "parameter gradients", memory, c->dry);
+    arena_init(&p->state, "optimiser state", memory, c->dry);
 }
 
 void params_add(ParamTable *p, Tensor **slot, ParamGroup group, ParamInit init, float init_arg,
@@ -28,7 +34,7 @@ void params_add(ParamTable *p, Tensor **slot, ParamGroup group, ParamInit init, 
     r->init = init;
     r->init_arg = init_arg;
     Tensor *t = &r->tensor;
-    t->dtype = DT_F32;
+    t->dtype = p->dtype;
     t->is_param = t->needs_grad = true;
     t->ndim = ndim;
     for (int i = 0; i < ndim; i++) t->shape[i] = shape[i];
@@ -42,6 +48,12 @@ void params_add(ParamTable *p, Tensor **slot, ParamGroup group, ParamInit init, 
 
 void params_set_init_data(ParamTable *p, const float *data) { p->row[p->n - 1].init_data = data; }
 
+void params_set_exact(ParamTable *p) {
+    Param *r = &p->row[p->n - 1];
+    r->exact = true;
+    if (r->tensor.dtype == DT_BF16) r->tensor.dtype = DT_F32;
+}
+
 void params_add_linear(ParamTable *p, Tensor **weight, Tensor **bias, ParamGroup group,
                        ParamInit bias_init, int64_t out, int64_t in, const char *name) {
     const float bound = 1.0f / sqrtf((float)in);
@@ -50,8 +62,8 @@ void params_add_linear(ParamTable *p, Tensor **weight, Tensor **bias, ParamGroup
     params_add(p, bias, bias_group, bias_init, bound, 1, (int64_t[]){out}, "%s.bias", name);
 }
 
-static void initialise(Param *r, uint64_t seed, int number) {
-    float *x = r->tensor.data;
+/* x: the row's values, on the host */
+static void initialise(const Param *r, uint64_t seed, int number, float *x) {
     int64_t n = tensor_numel(&r->tensor);
     RngKey key = {seed, (uint32_t)number, RNG_INIT};
     switch (r->init) {
@@ -78,29 +90,76 @@ static void initialise(Param *r, uint64_t seed, int number) {
     }
 }
 
-int params_commit(ParamTable *p, uint64_t seed, bool training, Err *e) {
-    size_t bytes = (size_t)p->numel * sizeof(float) + (size_t)p->n * ARENA_ALIGN;
+void params_read(const ParamTable *p, const Param *r, float *x) {
+    p->values.memory->get(x, r->master, sizeof(float) * (size_t)tensor_numel(&r->tensor));
+}
+
+/* To the nearest bf16, ties to even; NaN stays NaN. */
+static uint16_t round_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (isnan(x)) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+void params_write(ParamTable *p, Param *r, const float *x) {
+    const Memory *memory = p->values.memory;
+    const int64_t n = tensor_numel(&r->tensor);
+    memory->put(r->master, x, sizeof(float) * (size_t)n);
+    if (r->tensor.dtype != DT_BF16) return;
+    uint16_t *rounded = malloc(sizeof *rounded * (size_t)n);
+    CHECK(rounded, "no memory for %lld numbers of %s", (long long)n, r->tensor.name);
+    for (int64_t i = 0; i < n; i++) rounded[i] = round_bf16(x[i]);
+    memory->put(r->tensor.data, rounded, sizeof *rounded * (size_t)n);
+    free(rounded);
+}
+
+static int draw_values(ParamTable *p, Err *e) {
+    int64_t most = 0;
+    for (int i = 0; i < p->n; i++) most = max(most, tensor_numel(&p->row[i].tensor));
+    float *x = malloc(sizeof *x * (size_t)most);
+    if (!x) return err_set(e, "no memory for the initial values of %lld numbers", (long long)most);
+    for (int i = 0; i < p->n; i++) {
+        initialise(&p->row[i], p->seed, i, x);
+        params_write(p, &p->row[i], x);
+    }
+    free(x);
+    return 0;
+}
+
+static int commit_zero(Arena *a, size_t bytes, Err *e) {
+    if (arena_commit(a, bytes, e)) return -1;
+    if (!a->dry && !a->memory->is_host) a->memory->zero(a->chunk[0].base, a->chunk[0].size);
+    return 0;
+}
+
+int params_commit(ParamTable *p, bool training, Err *e) {
+    const size_t bytes = (size_t)p->numel * sizeof(float) + (size_t)p->n * ARENA_ALIGN;
+    const bool rounded = p->dtype == DT_BF16;
     if (arena_commit(&p->values, bytes, e)) return -1;
-    if (training && (arena_commit(&p->grads, bytes, e) || arena_commit(&p->state, 2 * bytes, e)))
+    if (rounded && arena_commit(&p->rounded, bytes / 2 + (size_t)p->n * ARENA_ALIGN, e)) return -1;
+    if (training && (commit_zero(&p->grads, bytes, e) || commit_zero(&p->state, 2 * bytes, e)))
         return -1;
     for (int i = 0; i < p->n; i++) {
         Param *r = &p->row[i];
-        size_t size = tensor_bytes(&r->tensor);
-        r->tensor.data = arena_alloc(&p->values, size);
+        const size_t size = sizeof(float) * (size_t)tensor_numel(&r->tensor);
+        r->master = arena_alloc(&p->values, size);
+        r->tensor.data =
+            r->tensor.dtype == DT_BF16 ? arena_alloc(&p->rounded, size / 2) : r->master;
         if (training) {
             r->tensor.grad = arena_alloc(&p->grads, size);
             if (p->grads.dry) r->tensor.grad = p; /* never read: says that there is one */
             r->m = arena_alloc(&p->state, size);
             if (r->group != GROUP_MUON) r->v = arena_alloc(&p->state, size);
         }
-        if (!p->values.dry) initialise(r, seed, i);
         *p->slot[i] = &r->tensor;
     }
-    return 0;
+    return p->values.dry ? 0 : draw_values(p, e);
 }
 
 void params_free(ParamTable *p) {
     arena_free(&p->values);
+    arena_free(&p->rounded);
     arena_free(&p->grads);
     arena_free(&p->state);
     free(p->row);
@@ -118,15 +177,11 @@ void params_zero_grad(ParamTable *p) {
     for (int i = 0; i < p->n; i++) p->row[i].tensor.grad_set = false;
 }
 
-double params_grad_norm(Ctx *c, ParamTable *p) {
-    double sum = 0;
+void params_settle_grad(ParamTable *p) {
     for (int i = 0; i < p->n; i++) {
         Tensor *t = &p->row[i].tensor;
-        if (!t->grad_set) {
-            memset(t->grad, 0, tensor_bytes(t));
-            t->grad_set = true;
-        }
-        sum += c->dev->sum_squares(c, t->grad, tensor_numel(t));
+        if (t->grad_set) continue;
+        p->grads.memory->zero(t->grad, sizeof(float) * (size_t)tensor_numel(t));
+        t->grad_set = true;
     }
-    return sqrt(sum);
 }

@@ -30,8 +30,11 @@ typedef struct Param {
     ParamInit init;
     float init_arg;
     const float *init_data;
-    /* optimiser state, float32, tensor's shape; NULL where the rule has none. Muon: m. Adam: m and
-     * v. */
+    bool exact; /* float32 where activations are bf16 */
+    /* float32, tensor's shape, in the device's memory: the values that the optimiser updates
+     * (tensor.data itself unless that is bf16: then tensor.data is their rounding), */
+    float *master;
+    /* and its state; NULL where the rule has none. Muon: m. Adam: m and v. */
     float *m, *v;
 } Param;
 
@@ -41,10 +44,15 @@ typedef struct ParamTable {
     Tensor ***slot;
     int n, cap;
     int64_t numel;
-    Arena values, grads, state;
+    DType dtype;   /* of those that are not exact */
+    Arena values;  /* float32: the masters */
+    Arena rounded; /* bf16; empty elsewhere */
+    Arena grads, state;
+    uint64_t seed;
 } ParamTable;
 
-void params_init(ParamTable *p, bool dry);
+/* An empty table for models in this context: its device's memory, dtype, seed, and dryness. */
+void params_init(ParamTable *p, const Ctx *c);
 
 /* One row. *slot becomes valid at params_commit. name_fmt is a printf format for the key. shape:
  * ndim numbers. */
@@ -52,6 +60,8 @@ void params_add(ParamTable *p, Tensor **slot, ParamGroup group, ParamInit init, 
                 int ndim, const int64_t *shape, const char *name_fmt, ...)
     __attribute__((format(printf, 8, 9)));
 void params_set_init_data(ParamTable *p, const float *data); /* of the last row, with INIT_COPY */
+void params_set_exact(
+    ParamTable *p); /* the last row is exact: a norm's weight, a table, a factor */
 
 /* Two rows, NAME.weight (out, in) in `group` and NAME.bias (out), as torch.nn.Linear has them: both
  * U(-1/sqrt(in), 1/sqrt(in)), or the bias zero (bias_init INIT_ZERO). A bias is no matrix: where
@@ -59,18 +69,21 @@ void params_set_init_data(ParamTable *p, const float *data); /* of the last row,
 void params_add_linear(ParamTable *p, Tensor **weight, Tensor **bias, ParamGroup group,
                        ParamInit bias_init, int64_t out, int64_t in, const char *name);
 
-/* Allocates values (and, for training, gradients and optimiser state, zeroed) in one go each, fills
- * the slots, and draws the initial values: number i of parameter r is element i of the stream
- * (seed, step r, RNG_INIT). */
-int params_commit(ParamTable *p, uint64_t seed, bool training, Err *e);
+/* Allocates values (and, for training, gradients and optimiser state, zero) in one go each, fills
+ * the slots, and draws the initial values on the host: number i of parameter r is element i of the
+ * stream (seed, step r, RNG_INIT). */
+int params_commit(ParamTable *p, bool training, Err *e);
 void params_free(ParamTable *p);
+
+/* A row's float32 values to the host, and from there (rounded anew where it is bf16). Both wait for
+ * the device. Gradients, m and v: the memory's own get and put. */
+void params_read(const ParamTable *p, const Param *r, float *x);
+void params_write(ParamTable *p, Param *r, const float *x);
 
 Param *params_find(ParamTable *p, const char *name); /* NULL: no such key */
 void params_zero_grad(ParamTable *p); /* clears grad_set; the next backward overwrites */
 
-/* sqrt(sum of squares of all gradients), in double, in an order that threads do not change.
- * Parameters that no backward has reached since params_zero_grad count as zero (and their gradient
- * is cleared here). */
-double params_grad_norm(Ctx *c, ParamTable *p);
+/* Clears the gradients that no backward has reached since params_zero_grad. */
+void params_settle_grad(ParamTable *p);
 
 #endif

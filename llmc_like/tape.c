@@ -1,13 +1,9 @@
 #include "llmc_like/tape.h"
 
-#include <string.h>
-
 #include "kernels/ops.h"
 #include "llmc_like/ctx.h"
 
-static size_t grad_bytes(const Tensor *t) {
-    return (size_t)tensor_numel(t) * (t->dtype == DT_F64 ? sizeof(double) : sizeof(float));
-}
+static size_t grad_bytes(const Tensor *t) { return tensor_bytes(t); } /* of an activation */
 
 static void *take(Ctx *c, const Tensor *t) {
     void *p = pool_take(&c->pool, grad_bytes(t));
@@ -21,15 +17,6 @@ static void give(Ctx *c, Tensor *t) {
     t->grad_set = false;
 }
 
-/* dst += src, for the few ops whose backward can only overwrite */
-static void add_into(const Tensor *t, void *dst, const void *src) {
-    int64_t n = tensor_numel(t);
-    if (t->dtype == DT_F64)
-        for (int64_t i = 0; i < n; i++) ((double *)dst)[i] += ((const double *)src)[i];
-    else
-        for (int64_t i = 0; i < n; i++) ((float *)dst)[i] += ((const float *)src)[i];
-}
-
 static void call_backward(Ctx *c, OpCall *o) {
     const bool passes = o->op == OP_GATE_ADD || o->op == OP_ADD ||
                         o->op == OP_DROPOUT_ADD; /* d out / d in[0] = 1 */
@@ -37,7 +24,7 @@ static void call_backward(Ctx *c, OpCall *o) {
     for (int j = 0; j < o->n_out; j++) /* an output that nobody used has gradient zero */
         if (o->out[j]->needs_grad && !o->out[j]->grad) {
             o->out[j]->grad = take(c, o->out[j]);
-            if (!c->dry) memset(o->out[j]->grad, 0, grad_bytes(o->out[j]));
+            if (!c->dry) c->dev->memory->zero(o->out[j]->grad, grad_bytes(o->out[j]));
         }
     void *before[OP_MAX_IN] = {0};
     bool passed = false;
@@ -56,17 +43,20 @@ static void call_backward(Ctx *c, OpCall *o) {
             t->grad = take(c, t);
         }
     }
-    double t0 = now_s();
+    ctx_lap(c, CLOCK_OP, NULL);
+    c->op = o;
     if (!c->dry) c->dev->ops[o->op].backward(c, o);
+    c->op = NULL;
     OpProfile *p = &c->profile[o->op];
-    p->backward_s += now_s() - t0;
+    ctx_lap(c, CLOCK_OP, &p->backward_s);
     p->backward_flops += op_flops(o, true);
     p->backward_bytes += op_bytes(o, true);
     for (int i = 0; i < o->n_in; i++) {
         Tensor *t = o->in[i];
         if (!t || !t->needs_grad) continue;
         if (before[i]) {
-            if (!c->dry) add_into(t, before[i], t->grad);
+            if (!c->dry) /* for the few ops whose backward can only overwrite */
+                c->dev->accumulate(c, t->dtype, before[i], t->grad, tensor_numel(t));
             pool_give(&c->pool, t->grad, grad_bytes(t));
             t->grad = before[i];
         }
@@ -82,7 +72,10 @@ void tape_backward(Ctx *c, Tensor *loss, double seed) {
     CHECK(tensor_numel(loss) == 1 && loss->dtype == DT_F64, "a loss is one float64, not %s",
           loss->name);
     loss->grad = take(c, loss);
-    if (!c->dry) *(double *)loss->grad = seed;
+    if (!c->dry && c->dev->memory->is_host)
+        *(double *)loss->grad = seed;
+    else if (!c->dry)
+        c->dev->queue->upload(c, loss->grad, &seed, sizeof seed);
     for (int i = c->tape.n - 1; i >= 0; i--) {
         OpCall *o = &c->tape.call[i];
         bool wanted = false; /* nothing behind this call leads to the loss: skip it */

@@ -4,7 +4,8 @@
  *
  * Gradients. Before an op's backward runs, the tape has given every input that wants one a gradient
  * buffer; after it, the buffers of the op's outputs go back to the pool, since nobody reads them
- * again. A kernel looks at
+ * again. (A gradient has its tensor's dtype; a parameter's is float32 where that is bf16.) A kernel
+ * looks at
  *
  *     in[i]->grad == NULL        nothing wanted
  *     in[i]->grad_set == false   overwrite all of grad

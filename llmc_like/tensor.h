@@ -13,9 +13,8 @@ enum { TENSOR_MAX_DIMS = 5 };
 
 typedef struct Tensor {
     void *data;
-    void *grad; /* d loss / d this: same shape, dtype of data (F32 for F32 and BF16). NULL outside
-                   backward, */
-    /* or where no gradient is wanted                                                           */
+    void *grad; /* d loss / d this: same shape, dtype of data, but float32 for a parameter in bf16.
+                   NULL outside backward, or where no gradient is wanted */
     bool needs_grad; /* a parameter, or computed from one */
     bool grad_set; /* grad holds a value: a backward adds to it; false: a backward overwrites it */
     bool is_param; /* grad lives as long as the parameter, not just until its op's backward has run

@@ -90,7 +90,9 @@ int ice_config_parse(IceConfig *g, const char *json, Err *e) {
 
 static void add_norm(ParamTable *p, LayerNorm *w, int64_t n, const char *name) {
     params_add(p, &w->weight, GROUP_ADAMW, INIT_ONE, 0, 1, (int64_t[]){n}, "%s.weight", name);
+    params_set_exact(p);
     params_add(p, &w->bias, GROUP_ADAMW, INIT_ZERO, 0, 1, (int64_t[]){n}, "%s.bias", name);
+    params_set_exact(p);
 }
 
 static void add_linear(ParamTable *p, Linear *w, ParamInit bias, int64_t out, int64_t in,
@@ -151,7 +153,7 @@ static void add_parameters(Ice *m) {
 }
 
 int ice_init(Ice *m, const IceConfig *cfg, const Mask *dom_mask, const Mask *event_mask,
-             uint64_t seed, bool training, bool dry, Err *e) {
+             const Ctx *c, bool training, Err *e) {
     memset(m, 0, sizeof *m);
     if (ice_config_check(cfg, e)) return -1;
     m->cfg = *cfg;
@@ -161,9 +163,9 @@ int ice_init(Ice *m, const IceConfig *cfg, const Mask *dom_mask, const Mask *eve
     m->t2.layer = calloc((size_t)cfg->t2_layers, sizeof *m->t2.layer);
     CHECK(m->t1.layer && m->t2.layer, "no memory for the tables of %d and %d layers",
           cfg->t1_layers, cfg->t2_layers);
-    params_init(&m->params, dry);
+    params_init(&m->params, c);
     add_parameters(m);
-    return params_commit(&m->params, seed, training, e);
+    return params_commit(&m->params, training, e);
 }
 
 void ice_free(Ice *m) {
@@ -213,7 +215,7 @@ static Tensor *pool(Ctx *c, const Ice *m, const IceInput *in, Tensor *x) {
 
 Tensor *ice_dom_embedding(Ctx *c, const Ice *m, const IceInput *in) {
     Dropout d = dropout_begin(m, in, 0);
-    Tensor *x = op_linear(c, in->pulse, &m->t1.input); /* (1, N, C) */
+    Tensor *x = op_linear(c, op_cast(c, in->pulse), &m->t1.input); /* (1, N, C) */
     if (pools_by(m, "embedding")) return pool(c, m, in, x);
     if (pools_by(m, "class"))
         x = op_segment_prepend(c, x, in->dom_offsets, m->t1.class_token); /* (1, N + M, C) */
@@ -231,10 +233,10 @@ Tensor *ice_dom_embedding(Ctx *c, const Ice *m, const IceInput *in) {
 
 Tensor *ice_forward(Ctx *c, const Ice *m, const IceInput *in) {
     Dropout d = dropout_begin(m, in, LAYERS_OF_A_PART / 2);
-    Tensor *x = ice_dom_embedding(c, m, in);                  /* (1, M, C)   */
-    Tensor *y = op_linear_gelu(c, in->xyz, &m->t2.geometry1); /* (1, M, C/2) */
-    x = op_add(c, x, op_linear(c, y, &m->t2.geometry2));      /* (1, M, C)   */
-    for (int l = 0; l < m->cfg.t2_layers; l++) {              /* the norm stands in the branch */
+    Tensor *x = ice_dom_embedding(c, m, in);                              /* (1, M, C)   */
+    Tensor *y = op_linear_gelu(c, op_cast(c, in->xyz), &m->t2.geometry1); /* (1, M, C/2) */
+    x = op_add(c, x, op_linear(c, y, &m->t2.geometry2));                  /* (1, M, C)   */
+    for (int l = 0; l < m->cfg.t2_layers; l++) { /* the norm stands in the branch */
         const IceLayer *w = &m->t2.layer[l];
         y = attention(c, &m->cfg, w, op_layernorm(c, x, &w->norm1), m->event_mask);
         x = residual(c, &d, x, y, &w->out);                           /* (1, M, C)    */

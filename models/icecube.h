@@ -85,11 +85,12 @@ typedef struct Ice {
 } Ice;
 
 /* Registers the parameters, allocates and initialises them; with `training` their gradients and
- * optimiser state too. dry: counts only. The masks must outlive the model: dom_mask keeps DOMs
+ * optimiser state too, in the memory of the context's device; drawn from its seed; a dry one
+ * counts only. The masks must outlive the model: dom_mask keeps DOMs
  * apart over the pulses (with pooling "class" over dom_token's rows), event_mask events over the
  * DOMs. */
 int ice_init(Ice *m, const IceConfig *cfg, const Mask *dom_mask, const Mask *event_mask,
-             uint64_t seed, bool training, bool dry, Err *e);
+             const Ctx *c, bool training, Err *e);
 void ice_free(Ice *m);
 
 /* T1 alone: (1, M, C), one row a DOM. */

@@ -125,24 +125,26 @@ static void add_parameters(IceFlat *m) {
     params_add(p, &m->class_token, GROUP_ADAMW, INIT_NORMAL, 0.02f, 3, (int64_t[]){1, 1, C},
                "cls_token");
     params_add(p, &m->resid_lambdas, GROUP_ADAMW, INIT_ONE, 0, 1, (int64_t[]){L}, "resid_lambdas");
+    params_set_exact(p);
     params_add(p, &m->x0_lambdas, GROUP_ADAMW, INIT_VALUE, 0.1f, 1, (int64_t[]){L}, "x0_lambdas");
+    params_set_exact(p);
     for (int l = 0; l < L; l++) add_block(p, &m->block[l], g, l);
     params_add_linear(p, &m->head1.weight, &m->head1.bias, GROUP_ADAMW, INIT_UNIFORM,
                       g->head_hidden, C, "direction_head.fc1");
     add_xavier(p, &m->head2, 3, g->head_hidden, "direction_head.fc2");
 }
 
-int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, uint64_t seed,
-                  bool training, bool dry, Err *e) {
+int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, const Ctx *c,
+                  bool training, Err *e) {
     memset(m, 0, sizeof *m);
     if (ice_flat_config_check(cfg, e)) return -1;
     m->cfg = *cfg;
     m->event_mask = event_mask;
     m->block = calloc((size_t)cfg->n_layers, sizeof *m->block);
     CHECK(m->block, "no memory for the table of %d layers", cfg->n_layers);
-    params_init(&m->params, dry);
+    params_init(&m->params, c);
     add_parameters(m);
-    return params_commit(&m->params, seed, training, e);
+    return params_commit(&m->params, training, e);
 }
 
 void ice_flat_free(IceFlat *m) {
@@ -157,7 +159,8 @@ void ice_flat_free(IceFlat *m) {
 enum { LAYERS_OF_A_PART = 1024, PARTS_OF_A_STEP = 16384 };
 
 static Tensor *input_rows(Ctx *c, const IceFlat *m, Tensor *x) {
-    if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model);  /* (1, M, C) */
+    if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model); /* (1, M, C) */
+    x = op_cast(c, x);
     if (!strcmp(m->cfg.input, "linear")) return op_linear(c, x, &m->input1); /* (1, M, C) */
     x = op_linear_gelu(c, x, &m->input1);                                    /* (1, M, C) */
     return op_linear(c, x, &m->input2);                                      /* (1, M, C) */

@@ -52,8 +52,8 @@ typedef struct IceFlat {
     const Mask *event_mask; /* events over event_token's rows     */
 } IceFlat;
 
-int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, uint64_t seed,
-                  bool training, bool dry, Err *e);
+int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, const Ctx *c,
+                  bool training, Err *e);
 void ice_flat_free(IceFlat *m);
 
 /* Unit vectors (1, B, 3). The mask must hold the documents of event_token. */

@@ -111,8 +111,10 @@ int wm_config_parse(WmConfig *g, const char *json, Err *e) {
 
 /* ---- parameters: one row each, under the originals' names ---- */
 
-static void add_vector(ParamTable *p, Tensor **slot, ParamInit init, int64_t n, const char *name) {
-    params_add(p, slot, GROUP_ADAM, init, 0, 1, (int64_t[]){n}, "%s", name);
+/* of a norm */
+static void add_weight(ParamTable *p, Tensor **slot, int64_t n, const char *name) {
+    params_add(p, slot, GROUP_ADAM, INIT_ONE, 0, 1, (int64_t[]){n}, "%s", name);
+    params_set_exact(p);
 }
 
 static void add_conv(ParamTable *p, Conv2d *w, int64_t out, int64_t in, int number) {
@@ -127,8 +129,10 @@ static void add_group_norm(ParamTable *p, GroupNorm *w, int64_t channels, int nu
     w->groups = 32;
     params_add(p, &w->weight, GROUP_ADAM, INIT_ONE, 0, 1, (int64_t[]){channels},
                "patch.init_conv_seq.%d.weight", number);
+    params_set_exact(p);
     params_add(p, &w->bias, GROUP_ADAM, INIT_ZERO, 0, 1, (int64_t[]){channels},
                "patch.init_conv_seq.%d.bias", number);
+    params_set_exact(p);
 }
 
 static void add_block(ParamTable *p, WmBlock *w, const WmConfig *g, int l) {
@@ -136,14 +140,14 @@ static void add_block(ParamTable *p, WmBlock *w, const WmConfig *g, int l) {
     char prefix[32], name[64];
     snprintf(prefix, sizeof prefix, "blocks.%d", l);
 #define KEY(suffix) (snprintf(name, sizeof name, "%s." suffix, prefix), name)
-    add_vector(p, &w->norm1, INIT_ONE, C, KEY("norm1.w"));
+    add_weight(p, &w->norm1, C, KEY("norm1.w"));
     params_add_linear(p, &w->qkv.weight, &w->qkv.bias, GROUP_MUON, INIT_UNIFORM, 3 * C, C,
                       KEY("selfattn.QKV"));
     params_add_linear(p, &w->out.weight, &w->out.bias, GROUP_MUON, INIT_UNIFORM, C, C,
                       KEY("selfattn.O"));
-    add_vector(p, &w->ln_q, INIT_ONE, D, KEY("selfattn.lnq.w"));
-    add_vector(p, &w->ln_k, INIT_ONE, D, KEY("selfattn.lnk.w"));
-    add_vector(p, &w->norm2, INIT_ONE, C, KEY("norm2.w"));
+    add_weight(p, &w->ln_q, D, KEY("selfattn.lnq.w"));
+    add_weight(p, &w->ln_k, D, KEY("selfattn.lnk.w"));
+    add_weight(p, &w->norm2, C, KEY("norm2.w"));
     params_add_linear(p, &w->up.weight, &w->up.bias, GROUP_MUON, INIT_ZERO, M, C,
                       KEY("geglu.up_proj"));
     params_add_linear(p, &w->gate.weight, &w->gate.bias, GROUP_MUON, INIT_ZERO, M, C,
@@ -166,9 +170,11 @@ static void add_parameters(Wm *m) {
         params_add(p, &m->rope.sin, GROUP_ADAM, INIT_COPY, 0, 4, (int64_t[]){1, T, 1, D},
                    "rope_seq.sins");
         params_set_init_data(p, m->rope_data);
+        params_set_exact(p);
         params_add(p, &m->rope.cos, GROUP_ADAM, INIT_COPY, 0, 4, (int64_t[]){1, T, 1, D},
                    "rope_seq.coss");
         params_set_init_data(p, m->rope_data + (size_t)T * D);
+        params_set_exact(p);
     }
     for (int l = 0; l < g->n_blocks; l++) add_block(p, &m->block[l], g, l);
     add_conv(p, &m->patch.conv1, E, 3, 0);
@@ -177,7 +183,7 @@ static void add_parameters(Wm *m) {
     if (norm) add_group_norm(p, &m->patch.gn2, E, 5);
     params_add_linear(p, &m->patch.embed.weight, &m->patch.embed.bias, GROUP_ADAM, INIT_UNIFORM, C,
                       P * P * E, "patch.x_embedder");
-    add_vector(p, &m->norm, INIT_ONE, C, "norm.w");
+    add_weight(p, &m->norm, C, "norm.w");
     params_add_linear(p, &m->unpatch.weight, &m->unpatch.bias, GROUP_ADAM, INIT_UNIFORM, 3 * P * P,
                       C, "unpatch.unpatch");
     params_add(p, &m->action_emb, GROUP_ADAM, INIT_NORMAL, 1, 2, (int64_t[]){g->n_actions, C},
@@ -222,8 +228,7 @@ static void rope_fill(const WmConfig *g, float *sin_table, float *cos_table) {
     }
 }
 
-int wm_init(Wm *m, const WmConfig *cfg, const Mask *mask, uint64_t seed, bool training, bool dry,
-            Err *e) {
+int wm_init(Wm *m, const WmConfig *cfg, const Mask *mask, const Ctx *c, bool training, Err *e) {
     memset(m, 0, sizeof *m);
     if (wm_config_check(cfg, e)) return -1;
     m->cfg = *cfg;
@@ -233,39 +238,44 @@ int wm_init(Wm *m, const WmConfig *cfg, const Mask *mask, uint64_t seed, bool tr
     m->rope_data = malloc(2 * sizeof(float) * (size_t)T * (size_t)D);
     CHECK(m->block && m->rope_data, "no memory for the tables of %d blocks", cfg->n_blocks);
     rope_fill(cfg, m->rope_data, m->rope_data + (size_t)T * D);
+    const size_t bytes = sizeof(float) * (size_t)T * (size_t)D;
+    const Memory *memory = c->dev->memory;
+    arena_init(&m->rope_memory, "rope tables", memory, c->dry);
+    if (arena_commit(&m->rope_memory, 2 * bytes, e)) return -1;
     for (int i = 0; i < 2; i++) {
-        m->rope_table[i] = (Tensor){.data = m->rope_data + (size_t)i * T * D,
-                                    .dtype = DT_F32,
-                                    .ndim = 2,
-                                    .shape = {T, D},
-                                    .name = "rope table"};
+        Tensor *t = &m->rope_table[i];
+        *t = (Tensor){.dtype = DT_F32, .ndim = 2, .shape = {T, D}, .name = "rope table"};
+        t->data = arena_alloc(&m->rope_memory, bytes);
+        if (!c->dry) memory->put(t->data, m->rope_data + (size_t)i * T * D, bytes);
     }
     m->rope = (Rope){&m->rope_table[0], &m->rope_table[1]};
-    params_init(&m->params, dry);
+    params_init(&m->params, c);
     add_parameters(m);
-    return params_commit(&m->params, seed, training, e);
+    return params_commit(&m->params, training, e);
 }
 
 void wm_free(Wm *m) {
     params_free(&m->params);
     free(m->block);
     free(m->rope_data);
+    if (m->rope_memory.memory) arena_free(&m->rope_memory);
     memset(m, 0, sizeof *m);
 }
 
 /* ---- the window of sampling ---- */
 
-int wm_cache_init(WmCache *cache, const Wm *m, bool dry, Err *e) {
+int wm_cache_init(WmCache *cache, const Wm *m, const Ctx *c, Err *e) {
     const int64_t rows = 2 * wm_tokens(&m->cfg), cols = 3 * m->cfg.d_model;
     memset(cache, 0, sizeof *cache);
-    arena_init(&cache->memory, "sampling window", dry);
-    if (arena_commit(&cache->memory, (size_t)(m->cfg.n_blocks * rows * cols) * sizeof(float), e))
+    arena_init(&cache->memory, "sampling window", c->dev->memory, c->dry);
+    if (arena_commit(&cache->memory, (size_t)(m->cfg.n_blocks * rows * cols) * dtype_size(c->dtype),
+                     e))
         return -1;
     cache->rows = calloc((size_t)m->cfg.n_blocks, sizeof *cache->rows);
     CHECK(cache->rows, "no memory for %d caches", m->cfg.n_blocks);
     for (int l = 0; l < m->cfg.n_blocks; l++) {
         Tensor *t = &cache->rows[l];
-        *t = (Tensor){.dtype = DT_F32, .ndim = 2, .shape = {rows, cols}, .name = "kv cache"};
+        *t = (Tensor){.dtype = c->dtype, .ndim = 2, .shape = {rows, cols}, .name = "kv cache"};
         t->data = arena_alloc(&cache->memory, tensor_bytes(t));
     }
     return 0;

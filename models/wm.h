@@ -71,14 +71,15 @@ typedef struct Wm {
     Linear unpatch;    /* (3 P P, C)     */
     Rope rope;         /* (T, D) tables  */
     Tensor rope_table[2];
-    float *rope_data; /* sin, then cos */
+    Arena rope_memory;
+    float *rope_data; /* sin, then cos, on the host */
     const Mask *mask; /* what training and sampling see through; the caller's */
 } Wm;
 
 /* Registers the parameters, allocates and initialises them; with `training` their gradients and
- * optimiser state too. dry: counts only. mask must outlive the model. */
-int wm_init(Wm *m, const WmConfig *cfg, const Mask *mask, uint64_t seed, bool training, bool dry,
-            Err *e);
+ * optimiser state too, in the memory of the context's device; drawn from its seed; a dry one
+ * counts only. mask must outlive the model. */
+int wm_init(Wm *m, const WmConfig *cfg, const Mask *mask, const Ctx *c, bool training, Err *e);
 void wm_free(Wm *m);
 
 /* The rolling window of sampling: per block the packed q, k, v rows of the frames before, as the
@@ -89,7 +90,7 @@ typedef struct WmCache {
     int64_t first, n; /* committed rows: first .. first + n - 1 of each buffer */
 } WmCache;
 
-int wm_cache_init(WmCache *cache, const Wm *m, bool dry, Err *e);
+int wm_cache_init(WmCache *cache, const Wm *m, const Ctx *c, Err *e);
 void wm_cache_free(WmCache *cache);
 void wm_cache_reset(WmCache *cache);
 

@@ -4,14 +4,14 @@
 
 #include "llmc_like/philox.h"
 
-int wm_sampler_init(WmSampler *s, const Wm *m, int steps, float cfg, bool dry, Err *e) {
+int wm_sampler_init(WmSampler *s, const Wm *m, const Ctx *c, int steps, float cfg, Err *e) {
     memset(s, 0, sizeof *s);
     s->m = m;
     s->steps = steps;
     s->cfg = cfg;
     s->n_branches = cfg == 1.0f ? 1 : 2;
     for (int b = 0; b < s->n_branches; b++)
-        if (wm_cache_init(&s->cache[b], m, dry, e)) return -1;
+        if (wm_cache_init(&s->cache[b], m, c, e)) return -1;
     return 0;
 }
 
@@ -28,14 +28,13 @@ static const float *velocity(Ctx *c, WmSampler *s, int branch, int action, float
                              const float *z) {
     const WmConfig *g = &s->m->cfg;
     const int64_t picture[] = {1, 1, g->height, g->width, 3}, one[] = {1, 1};
-    Tensor *x = ctx_input(c, "frame", DT_F32, 5, picture, z);
-    Tensor *level = ctx_tensor(c, "noise level", DT_F32, 2, one);
-    Tensor *id = ctx_tensor(c, "action", DT_I32, 2, one);
-    if (!c->dry) {
-        *tensor_f32(level) = t;
-        *tensor_i32(id) = branch ? 0 : action;
-    }
-    return wm_forward(c, s->m, x, level, id, &s->cache[branch])->data;
+    s->level = t;
+    s->action = branch ? 0 : action;
+    Tensor *x = op_cast(c, ctx_input(c, "frame", DT_F32, 5, picture, z));
+    Tensor *level = ctx_input(c, "noise level", DT_F32, 2, one, &s->level);
+    Tensor *id = ctx_input(c, "action", DT_I32, 2, one, &s->action);
+    Tensor *v = wm_forward(c, s->m, x, level, id, &s->cache[branch]);
+    return c->dry ? NULL : ctx_read_f32(c, v);
 }
 
 static void commit(Ctx *c, WmSampler *s) {
@@ -76,8 +75,7 @@ void wm_sampler_observe(Ctx *c, WmSampler *s, int action, uint64_t seed, uint32_
     c->recording = false;
     for (int b = 0; b < s->n_branches; b++) {
         ctx_step_begin(c);
-        Tensor *z = ctx_tensor(c, "noise", DT_F32, 3, (int64_t[]){g->height, g->width, 3});
-        float *x = tensor_f32(z);
+        float *x = ctx_host(c, sizeof *x * (size_t)(g->height * g->width * 3));
         const int64_t n = noise(s, seed, number, index, x);
         for (int64_t i = 0; i < n; i++) x[i] = frame[i] - WM_OBSERVED * (frame[i] - x[i]);
         velocity(c, s, b, action, WM_OBSERVED, x);

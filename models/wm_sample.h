@@ -14,11 +14,13 @@ typedef struct WmSampler {
     int steps;
     float cfg;
     int n_branches; /* 1: the action's; 2: and that of no action */
+    float level;    /* of the forward that runs */
+    int32_t action; /* likewise */
     WmCache cache[2];
 } WmSampler;
 
 /* -1 and a sentence where the memory of the windows is refused. */
-int wm_sampler_init(WmSampler *s, const Wm *m, int steps, float cfg, bool dry, Err *e);
+int wm_sampler_init(WmSampler *s, const Wm *m, const Ctx *c, int steps, float cfg, Err *e);
 void wm_sampler_free(WmSampler *s);
 
 void wm_sampler_reset(WmSampler *s); /* an empty window: a new clip */

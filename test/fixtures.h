@@ -261,7 +261,7 @@ static inline void fixture_train(Fixture *f, Tensor *(*loss)(void *self), void *
         Tensor *l = loss(self);
         value[step] = *tensor_f64(l);
         tape_backward(&f->c, l, 1);
-        const double before_clipping = optim_step(&f->c, &f->optim, f->params, 1, f->clip);
+        const double before_clipping = *optim_step(&f->c, &f->optim, f->params, 1, f->clip);
         if (step) continue;
         norm = before_clipping;
         fixture_compare_gradients(f, norm);
@@ -289,8 +289,9 @@ static inline int fixture_list_attn(const FixtureProgram *p, const char *mask_te
     Mask mask;
     if (p->sample_mask(&mask, mask_text, e)) return -1;
     const AttnArgs shape = attn_shape(1, 1, mask.T, 16, &mask);
+    const Ctx c = {.dev = device_find("cpu", e)};
     for (int i = 0; attn_backends[i]; i++)
-        if (!attn_backends[i]->supports(&shape)) printf("%s\n", attn_backends[i]->name);
+        if (!attn_backends[i]->supports(&c, &shape)) printf("%s\n", attn_backends[i]->name);
     mask_free(&mask);
     return 0;
 }

@@ -250,8 +250,8 @@ static int run_case(Case *k, const FixtureSettings *s, Err *e) {
     if (read_config(k, e) || read_geometry(k, e) || read_events(k, e)) return -1;
     collate(k);
     if (ctx_init(&f->c, s->device, s->threads, 0, false, e) || open_masks(k, s, e) ||
-        (k->is_flat ? ice_flat_init(&k->flat, &k->flat_cfg, &k->event_mask, 0, true, false, e)
-                    : ice_init(&k->tree, &k->cfg, &k->dom_mask, &k->event_mask, 0, true, false, e)))
+        (k->is_flat ? ice_flat_init(&k->flat, &k->flat_cfg, &k->event_mask, &f->c, true, e)
+                    : ice_init(&k->tree, &k->cfg, &k->dom_mask, &k->event_mask, &f->c, true, e)))
         return -1;
     f->params = k->is_flat ? &k->flat.params : &k->tree.params;
     if (fixture_read_parameters(f, e)) return -1;

@@ -128,7 +128,7 @@ static int run_sampling(Case *k, const char *name, float guidance, Err *e) {
     WmSampler sampler = {0};
     int32_t *actions = read_actions(k, "in.sample.actions", 1, n, e);
     int status =
-        actions ? wm_sampler_init(&sampler, &k->m, k->sample_steps, guidance, false, e) : -1;
+        actions ? wm_sampler_init(&sampler, &k->m, &k->f->c, k->sample_steps, guidance, e) : -1;
     if (status == 0) {
         for (int64_t i = 0; i < n; i++)
             wm_sampler_frame(&k->f->c, &sampler, actions[i], x + i * size, x + i * size);
@@ -180,8 +180,7 @@ static int run_case(Case *k, const FixtureSettings *s, Err *e) {
         return -1;
     mask_set_build(&k->mask, s->cache, NULL);
     if (ctx_init(&f->c, s->device, s->threads, 0, false, e) ||
-        attn_choose(&f->c, s->attn, &shape, e) ||
-        wm_init(&k->m, &k->cfg, &k->mask, 0, true, false, e))
+        attn_choose(&f->c, s->attn, &shape, e) || wm_init(&k->m, &k->cfg, &k->mask, &f->c, true, e))
         return -1;
     f->params = &k->m.params;
     if (fixture_read_parameters(f, e)) return -1;

@@ -53,7 +53,7 @@ static int try_backends(const Device *d, const Mask *m, Shape s, const Call *exa
     for (int i = 0; attn_backends[i]; i++) {
         const AttnBackend *b = attn_backends[i];
         Call c = call_make(s, DT_F32, m, exact->a.scale);
-        if (!b->supports(&c.a)) {
+        if (!b->supports(&ctx, &c.a)) {
             char what[512];
             Err e;
             snprintf(what, sizeof what, "%s on %s, mask %s, B %d H %d Tq %d Tk %d D %d", b->name,
@@ -163,11 +163,12 @@ static void unwanted_gradients(void **state) {
 static void threads_change_no_bit(void **state) {
     Mask m;
     mask_for(&m, *state, "");
+    const Ctx cpu = {.dev = device_find("cpu", NULL)};
     for (int i = 0; attn_backends[i]; i++) {
         const bool library =
             !strcmp(attn_backends[i]->name, "vanilla") || !strcmp(attn_backends[i]->name, "loop");
         const Shape s = {2, 3, 193, 193, 32};
-        if (attn_backends[i]->supports(&(AttnArgs){.dtype = DT_F32, .mask = &m})) continue;
+        if (attn_backends[i]->supports(&cpu, &(AttnArgs){.dtype = DT_F32, .mask = &m})) continue;
         Call first = call_make(s, DT_F32, &m, 1);
         for (int threads = 1; threads <= 3; threads++) {
             Ctx ctx;
@@ -200,7 +201,7 @@ static void nan_comes_out(void **state) {
             set(&plain, bad, 70 * plain.step[bad] + 3, NAN);
             run_plain(&plain);
             for (int i = 0; attn_backends[i]; i++) {
-                if (attn_backends[i]->supports(&plain.a)) continue;
+                if (attn_backends[i]->supports(&ctx, &plain.a)) continue;
                 Call c = call_make(s, DT_F32, &m, 0.25f);
                 set(&c, bad, 70 * c.step[bad] + 3, NAN);
                 run_backend(&ctx, attn_backends[i], &c);
@@ -299,6 +300,7 @@ static void documents_alone(void **state) {
                 "a query sees its whole document there, and this mask hides some"},
                {"document:70", "score*0.5", "it has no score expressions"}};
     static const char *const names[] = {"loop", "padded"};
+    const Ctx cpu = {.dev = device_find("cpu", NULL)};
     Mask documents;
     Err e;
     if (mask_init_documents(&documents, "doc[k] == doc[q]", "", 1, &e)) fail_msg("%s", e.text);
@@ -307,15 +309,16 @@ static void documents_alone(void **state) {
         mask_for(&m, bad[i].mask, bad[i].score);
         for (int j = 0; j < 2; j++)
             assert_string_equal(
-                attn_find(names[j])->supports(&(AttnArgs){.dtype = DT_F32, .mask = &m}),
+                attn_find(names[j])->supports(&cpu, &(AttnArgs){.dtype = DT_F32, .mask = &m}),
                 bad[i].why);
         mask_free(&m);
     }
     for (int j = 0; j < 2; j++) {
         AttnArgs a = {.dtype = DT_F32, .mask = &documents};
-        assert_null(attn_find(names[j])->supports(&a));
+        assert_null(attn_find(names[j])->supports(&cpu, &a));
         a.dtype = DT_F64;
-        assert_string_equal(attn_find(names[j])->supports(&a), "it computes in float32 alone");
+        assert_string_equal(attn_find(names[j])->supports(&cpu, &a),
+                            "it computes in float32 alone");
     }
     mask_free(&documents);
 }
@@ -352,7 +355,7 @@ static void automatic(void **state) {
         auto_prints(&ctx, &a, text, sizeof text);
         for (int j = 0; attn_backends[j]; j++) {
             const AttnBackend *b = attn_backends[j];
-            const char *why = b->supports(&a);
+            const char *why = b->supports(&ctx, &a);
             snprintf(line, sizeof line, "\n%-12s  %s%s", b->name, why ? "left out: " : "",
                      why ? why : "");
             if (!strstr(text, line)) fail_msg("no line '%s' in\n%s", line + 1, text);

@@ -30,13 +30,13 @@ typedef struct Rig {
 /* A small model of width d; seed: of the initial values. */
 static void rig_init(Rig *r, int64_t d, uint64_t seed) {
     Err e = {""};
-    if (ctx_init(&r->c, "cpu", 2, 1, false, &e)) fail_msg("%s", e.text);
-    params_init(&r->p, false);
+    if (ctx_init(&r->c, "cpu", 2, seed, false, &e)) fail_msg("%s", e.text);
+    params_init(&r->p, &r->c);
     params_add(&r->p, &r->t[0], GROUP_MUON, INIT_NORMAL, 0.1f, 2, (int64_t[]){3 * d, d}, "block.w");
     params_add(&r->p, &r->t[1], GROUP_ADAM, INIT_NORMAL, 0.1f, 1, (int64_t[]){3 * d}, "block.b");
     params_add(&r->p, &r->t[2], GROUP_ADAMW, INIT_NORMAL, 0.1f, 2, (int64_t[]){5, d}, "head");
     params_add(&r->p, &r->t[3], GROUP_MUON, INIT_NORMAL, 0.1f, 2, (int64_t[]){4, 4}, "small");
-    if (params_commit(&r->p, seed, true, &e)) fail_msg("%s", e.text);
+    if (params_commit(&r->p, true, &e)) fail_msg("%s", e.text);
     r->o = optim_default();
 }
 

@@ -14,7 +14,7 @@
 static void arena_grows_and_merges(void **state) {
     (void)state;
     Arena a;
-    arena_init(&a, "test", false);
+    arena_init(&a, "test", &host_memory, false);
     char *first = arena_alloc(&a, 100);
     assert_int_equal((uintptr_t)first % ARENA_ALIGN, 0);
     memset(first, 1, 100);
@@ -37,7 +37,7 @@ static void arena_reserves_ahead(void **state) {
     Arena a;
     Err e = {""};
     (void)state;
-    arena_init(&a, "test", false);
+    arena_init(&a, "test", &host_memory, false);
     assert_int_equal(arena_reserve(&a, 8 << 20, &e), 0);
     assert_int_equal(arena_reserve(&a, 9 << 20, &e), 0);
     arena_reset(&a);
@@ -55,8 +55,8 @@ static void arena_reserves_ahead(void **state) {
 static void dry_arena_counts_the_same(void **state) {
     (void)state;
     Arena real, dry;
-    arena_init(&real, "real", false);
-    arena_init(&dry, "dry", true);
+    arena_init(&real, "real", &host_memory, false);
+    arena_init(&dry, "dry", &host_memory, true);
     for (size_t i = 1; i < 50; i++) {
         assert_non_null(arena_alloc(&real, 37 * i));
         assert_null(arena_alloc(&dry, 37 * i));
@@ -69,7 +69,7 @@ static void pool_gives_blocks_again(void **state) {
     (void)state;
     Arena a;
     Pool p;
-    arena_init(&a, "test", false);
+    arena_init(&a, "test", &host_memory, false);
     pool_init(&p, &a);
     void *x = pool_take(&p, 1000), *y = pool_take(&p, 1000), *z = pool_take(&p, 64);
     assert_ptr_not_equal(x, y);
@@ -85,7 +85,7 @@ static void refuses_more_than_the_machine_has(void **state) {
     (void)state;
     Arena a;
     Err e = {{0}};
-    arena_init(&a, "activations", false);
+    arena_init(&a, "activations", &host_memory, false);
     assert_int_equal(arena_commit(&a, (size_t)1 << 60, &e), -1);
     assert_non_null(strstr(e.text, "activations"));
     assert_int_equal(a.n_chunks, 0);
@@ -148,11 +148,13 @@ static void parameters_are_drawn_by_their_number(void **state) {
     ParamTable p[2];
     Tensor *w, *b, *extra;
     Err e = {{0}};
+    Ctx c;
+    assert_int_equal(ctx_init(&c, "plain", 1, 7, false, &e), 0);
     for (int i = 0; i < 2; i++) {
-        params_init(&p[i], false);
+        params_init(&p[i], &c);
         params_add_linear(&p[i], &w, &b, GROUP_MUON, INIT_UNIFORM, 30, 100, "layer");
         if (i) params_add(&p[i], &extra, GROUP_ADAM, INIT_NORMAL, 2, 1, (int64_t[]){5000}, "extra");
-        assert_int_equal(params_commit(&p[i], 7, true, &e), 0);
+        assert_int_equal(params_commit(&p[i], true, &e), 0);
     }
     assert_memory_equal(p[0].row[0].tensor.data, p[1].row[0].tensor.data, 3000 * sizeof(float));
     float most = 0;
@@ -166,6 +168,7 @@ static void parameters_are_drawn_by_their_number(void **state) {
     assert_null(params_find(&p[0], "extra"));
     params_free(&p[0]);
     params_free(&p[1]);
+    ctx_free(&c);
 }
 
 int main(void) {

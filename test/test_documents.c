@@ -87,7 +87,7 @@ static void try_batch(Mask *m, const Batch *batch, int H, int D) {
         for (int i = 0; i < N_BACKENDS; i++) {
             const AttnBackend *b = attn_find(backends[i]);
             Call c = call_make(s, DT_F32, m, scale);
-            if (!b->supports(&c.a)) {
+            if (!b->supports(&ctx, &c.a)) {
                 char what[512];
                 Err e;
                 snprintf(what, sizeof what, "%s on %s, mask %s, %d documents, T %d H %d D %d",

@@ -37,7 +37,7 @@ static void setup(Setup *s, const IceFlatConfig *g, bool dry) {
     assert_int_equal(ctx_init(&s->c, "cpu", 1, 3, dry, &e), 0);
     assert_int_equal(mask_init_documents(&s->mask, "document", "", g->n_heads, &e), 0);
     mask_set_documents(&s->mask, event_token, B);
-    assert_int_equal(ice_flat_init(&s->m, g, &s->mask, 5, true, dry, &e), 0);
+    assert_int_equal(ice_flat_init(&s->m, g, &s->mask, &s->c, true, &e), 0);
     s->c.attn = attn_find("sdpa");
     rng_normal((RngKey){1, 0, RNG_TEST}, 0, s->vector, M * FEATURES);
 }
@@ -74,10 +74,13 @@ static void test_sizes(void **state) {
         g.n_layers = row[i].n_layers;
         g.head_hidden = row[i].head_hidden;
         IceFlat m;
-        Err e;
-        assert_int_equal(ice_flat_init(&m, &g, NULL, 1, true, true, &e), 0);
+        Ctx c;
+        Err e = {""};
+        assert_int_equal(ctx_init(&c, "cpu", 1, 1, true, &e), 0);
+        assert_int_equal(ice_flat_init(&m, &g, NULL, &c, true, &e), 0);
         assert_true(fabs(1e-6 * (double)m.params.numel / row[i].millions - 1) < 0.05);
         ice_flat_free(&m);
+        ctx_free(&c);
     }
 }
 

@@ -233,7 +233,7 @@ int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mas
         const AttnBackend *b = attn_backends[i];
         if (strcmp(o->attn, "all") && strcmp(o->attn, b->name)) continue;
         a->mask = !strncmp(b->name, "flex", 4) ? written : named;
-        const char *reason = b->supports(a);
+        const char *reason = b->supports(c, a);
         if (reason && strcmp(o->attn, "all")) return attn_choose(c, b->name, a, e);
         if (reason)
             printf("%s is left out: %s\n", b->name, reason);

@@ -228,7 +228,7 @@ static int run_open(Run *r, const Bench *o, bool dry, Err *e) {
     mask_set_documents(&r->dom_mask, b->dom_offsets, b->M);
     const AttnArgs shape = attn_shape(1, g.n_heads, b->N, g.d_model / g.n_heads, &r->dom_mask);
     if (attn_choose(&r->c, o->attn, &shape, e)) return -1;
-    return ice_init(&r->m, &g, &r->dom_mask, &r->event_mask, 1, true, dry, e);
+    return ice_init(&r->m, &g, &r->dom_mask, &r->event_mask, &r->c, true, e);
 }
 
 static void run_close(Run *r) {
@@ -243,7 +243,7 @@ static int step_fits(Run *r, Err *e) {
     train_step(r, 0);
     const ParamTable *p = &r->m.params;
     const double model = (double)(p->values.peak + p->grads.peak + p->state.peak) / (1 << 20);
-    const double MiB = model + arenas_mib(&r->c), left = memory_left() / (1 << 20);
+    const double MiB = model + arenas_mib(&r->c), left = r->c.dev->memory->left() / (1 << 20);
     if (left < 0 || MiB <= left) return 0;
     return err_set(e,
                    "a step of %d events needs %.0f MiB and the machine has %.0f MiB left; choose a "

@@ -51,9 +51,9 @@ static int bench(const Bench *o, Err *e) {
     Tensor **slot = calloc((size_t)o->blocks * 12 + 3, sizeof *slot);
     float *block = aligned_alloc(64, sizeof(float) * 3 * ROOF_N * ROOF_N);
     CHECK(slot && block, "no memory for the benchmark");
-    params_init(&p, false);
+    params_init(&p, &c);
     add_rows(&p, slot, o->d_model, o->blocks);
-    if (params_commit(&p, 1, true, e)) return -1;
+    if (params_commit(&p, true, e)) return -1;
     for (int i = 0; i < p.n; i++) {
         Tensor *t = &p.row[i].tensor;
         for (int64_t j = 0; j < tensor_numel(t); j++)

@@ -50,7 +50,8 @@ static FlashArgs arguments(Ctx *c, const AttnArgs *a, bool dense) {
     return f;
 }
 
-static const char *supports(const AttnArgs *a) {
+static const char *supports(const Ctx *c, const AttnArgs *a) {
+    (void)c;
     return a->dtype == DT_F32 ? NULL : "it computes in float32 alone";
 }
 

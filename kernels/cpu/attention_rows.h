@@ -82,7 +82,8 @@ static inline int document_longest(const AttnArgs *a) {
 }
 
 /* Why a backend that knows nothing but documents declines, or NULL. */
-static inline const char *documents_declined(const AttnArgs *a) {
+static inline const char *documents_declined(const Ctx *c, const AttnArgs *a) {
+    (void)c;
     if (a->dtype != DT_F32) return "it computes in float32 alone";
     if (!a->mask->offsets) return "it needs a mask of documents";
     if (a->mask->within) return "a query sees its whole document there, and this mask hides some";

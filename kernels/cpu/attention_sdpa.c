@@ -50,7 +50,8 @@ FlashArgs ISA_FN(flash_args)(Ctx *c, const AttnArgs *a) {
                        .workspace = a->workspace};
 }
 
-static const char *supports(const AttnArgs *a) {
+static const char *supports(const Ctx *c, const AttnArgs *a) {
+    (void)c;
     if (a->dtype != DT_F32) return "it computes in float32 alone";
     if (a->mask->has_score_expr) return "it has no score expressions";
     if (a->mask->has_mask_expr) return "it has no mask expressions";

@@ -33,7 +33,8 @@ static Scratch scratch(Ctx *c, const AttnArgs *a, bool backward) {
     return w;
 }
 
-static const char *supports(const AttnArgs *a) {
+static const char *supports(const Ctx *c, const AttnArgs *a) {
+    (void)c;
     return a->dtype == DT_F32 ? NULL : "it computes in float32 alone";
 }
 

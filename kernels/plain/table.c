@@ -3,6 +3,7 @@
 
 #include "kernels/device.h"
 #include "kernels/plain/plain.h"
+#include "llmc_like/optim.h"
 
 #define BOTH(NAME, name) [OP_##NAME] = {plain_##name##_forward, plain_##name##_backward},
 #define FORWARD(NAME, name) [OP_##NAME] = {plain_##name##_forward, NULL},
@@ -28,5 +29,30 @@ static double sum_squares(Ctx *c, const float *x, int64_t n) {
     return sum;
 }
 
+/* It has no backends of its own: those of the portable CPU. */
+#define EXTERN(id, flag, text) extern const AttnBackend attn_##id##_portable;
+ATTN_LIST(EXTERN)
+#define ADDRESS(id, flag, text) &attn_##id##_portable,
+static const AttnBackend *const attn[] = {ATTN_LIST(ADDRESS)};
+
+static void accumulate(Ctx *c, DType dtype, void *to, const void *from, int64_t n) {
+    (void)c;
+    for (int64_t i = 0; i < n; i++)
+        if (dtype == DT_F64)
+            ((double *)to)[i] += ((const double *)from)[i];
+        else
+            ((float *)to)[i] += ((const float *)from)[i];
+}
+
 const Device plain_device = {
-    .name = "plain", .ops = ops, .gemm = gemm, .sum_squares = sum_squares, .optim = &plain_optim};
+    .name = "plain",
+    .memory = &host_memory,
+    .ops = ops,
+    .attn = attn,
+    .accumulate = accumulate,
+    .update = optim_update,
+    .update_workspace = optim_workspace,
+    .gemm = gemm,
+    .sum_squares = sum_squares,
+    .optim = &plain_optim,
+};

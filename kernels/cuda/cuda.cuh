@@ -1,0 +1,171 @@
+/* What every kernel file of the CUDA device shares: checked calls, the launch, dtypes, reductions.
+ *
+ * The same sources are built twice: by nvcc for a GPU, and by the host's C++ compiler for the
+ * emulator (dev/emu), which finds races, reads past ends and misused instructions on machines
+ * without one. For that they keep to a subset of CUDA:
+ *   - kernels are started by launch() and nothing else; one stream, the context's;
+ *   - inline PTX lives in ptx.cuh alone, one wrapper an instruction;
+ *   - no cooperative groups, no dynamic parallelism, no textures, no floating-point atomics;
+ *   - shared memory is `__shared__` variables, or the dynamic block that shared_block() gives;
+ *   - threads of a warp that exchange data through shared memory call __syncwarp between.
+ * A kernel checks nothing: ops.c has.
+ *
+ * Activations and their gradients have the context's dtype, T below: float or bf16. A kernel
+ * computes in float32. Gradients of parameters are float32, and are overwritten or added to by
+ * grad_set (llmc_like/tape.h). */
+#ifndef KERNELS_CUDA_CUDA_CUH
+#define KERNELS_CUDA_CUDA_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+extern "C" {
+#include "kernels/ops.h"
+}
+
+typedef __nv_bfloat16 bf16;
+
+/* ---- the context's half on the device (c->device_state; device.cu) ---- */
+
+struct CublasLt; /* gemm.cuh */
+
+typedef struct Cuda {
+    cudaStream_t stream;
+    struct CublasLt *blas;   /* opened at the first product */
+    struct CudaMasks *masks; /* intervals and documents on the device, attention.cuh */
+    struct CudaTimes *times; /* events not yet read, device.cu */
+    struct Staging *staging; /* pinned memory for inputs, device.cu */
+    struct OptimTable *rows; /* the parameters' rows on the device, optim.cu */
+    double *fetched;         /* pinned: Ctx.fetched */
+    cudaEvent_t mark[8];     /* a ring */
+    uint64_t n_marks;
+    int n_sm;       /* multiprocessors */
+    int max_shared; /* bytes of dynamic shared memory that a block may ask for */
+    int arch;       /* 80, 90, ... */
+} Cuda;
+
+static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
+
+/* Ends the run with one sentence on stderr that names the call, the op that ran (c->op) with the
+ * shapes of its inputs, and the error; exit status 1. Checkpoints on disk stay as they are.
+ * c may be NULL. */
+[[noreturn]] void cuda_fail(const Ctx *c, const char *call, const char *error);
+
+#define CUDA(c, call)                                                                 \
+    do {                                                                              \
+        const cudaError_t status_ = (call);                                           \
+        if (status_ != cudaSuccess) cuda_fail(c, #call, cudaGetErrorString(status_)); \
+    } while (0)
+
+/* ---- launch ---- */
+
+#ifdef LLMC_EMU
+#include "dev/emu/launch.h" /* emu_launch, emu_shared_block */
+#define shared_block() emu_shared_block()
+#else
+extern __shared__ __align__(128) char shared_bytes_[];
+#define shared_block() (shared_bytes_)
+#endif
+
+/* The kernel on the context's stream with `shared` bytes of dynamic shared memory. An empty grid is
+ * no launch. */
+template <typename... P, typename... A>
+static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                          A... args) {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef LLMC_EMU
+    (void)c;
+    emu_launch(kernel, grid, block, shared, [=] { kernel(P(args)...); });
+#else
+    enum { WITHOUT_ASKING = 48 << 10 };
+    if (shared > WITHOUT_ASKING)
+        CUDA(c, cudaFuncSetAttribute((const void *)kernel,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = cuda_of(c)->stream;
+    CUDA(c, cudaLaunchKernelEx(&config, kernel, P(args)...));
+#endif
+}
+
+/* One thread an element of n, in blocks of 256; for kernels that begin with
+ *     const int64_t i = global_thread(); if (i >= n) return; */
+enum { BLOCK = 256 };
+static inline dim3 grid_for(int64_t n) { return dim3((unsigned)((n + BLOCK - 1) / BLOCK)); }
+static __device__ __forceinline__ int64_t global_thread() {
+    return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+/* ---- dtypes ---- */
+
+static __device__ __forceinline__ float to_float(float x) { return x; }
+static __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+template <typename T>
+static __device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+/* 16 bytes of T: what one load or store moves. Addresses are multiples of 16. */
+template <typename T>
+struct alignas(16) Pack {
+    enum { N = 16 / sizeof(T) };
+    T at[N];
+};
+
+template <typename T>
+static __device__ __forceinline__ Pack<T> load_pack(const T *p) {
+    return *(const Pack<T> *)p;
+}
+
+/* Calls f with a value of the C++ type of dtype: f(float()) or f(bf16()). */
+template <typename F>
+static inline void with_dtype(DType dtype, F f) {
+    if (dtype == DT_BF16)
+        f(bf16());
+    else
+        f(float());
+}
+
+/* ---- reductions: a fixed order, the same bits each time ---- */
+
+enum { WARP = 32 };
+#define FULL_WARP 0xffffffffu
+
+/* The sum (largest) over a warp's 32 lanes, in every lane. V: float, double or int. */
+template <typename V>
+static __device__ __forceinline__ V warp_sum(V x) {
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL_WARP, x, offset);
+    return x;
+}
+
+static __device__ __forceinline__ float warp_max(float x) {
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, offset));
+    return x;
+}
+
+/* The sum over a block of at most 1024 threads (a multiple of 32), in every thread. All threads
+ * call it; ends with a barrier, so calls may follow each other. */
+template <typename V>
+static __device__ V block_sum(V x) {
+    __shared__ V part[WARP];
+    const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    x = warp_sum(x);
+    if (lane == 0) part[warp] = x;
+    __syncthreads();
+    x = lane < (int)blockDim.x / WARP ? part[lane] : V(0);
+    x = warp_sum(x);
+    __syncthreads();
+    return x;
+}
+
+#endif

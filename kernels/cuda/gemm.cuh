@@ -1,0 +1,34 @@
+/* Matrix products by cuBLASLt. The library (540 MB) is opened by the first product: a program that
+ * stays on the CPU does not wait for it. */
+#ifndef KERNELS_CUDA_GEMM_CUH
+#define KERNELS_CUDA_GEMM_CUH
+
+#include "kernels/cuda/cuda.cuh"
+
+/* C (M, N) = act(alpha op(A) op(B) + beta C + bias), row-major; op(A) is (M, K), op(B) is (K, N);
+ * ta, tb: stored transposed. `batch` such products at strides in elements (a stride may be 0 for A
+ * and B). A and B have dtype `in`, C and bias have `out`: float32 from either, or bf16 from bf16.
+ * Sums are float32: never tf32. bias: (N), or NULL. activation: of kernels/ops.h, NONE or RELU;
+ * others are passes of their own. Rows of leading dimension ld. */
+typedef struct Gemm {
+    int64_t M, N, K;
+    bool ta, tb;
+    DType in, out;
+    const void *A, *B;
+    void *C;
+    int64_t lda, ldb, ldc;
+    int64_t batch, stride_a, stride_b, stride_c;
+    float alpha, beta;
+    const void *bias;
+    bool relu;
+} Gemm;
+
+/* Zero-initialised fields: batch 0 counts as 1, alpha must be set. Workspace of the library is
+ * its own, not ctx_workspace. Plans are kept by shape. Ends the run where cuBLASLt cannot
+ * (cuda_fail). */
+void cuda_gemm(Ctx *c, const Gemm *g);
+
+/* Frees what cuda_gemm keeps; NULL is allowed. */
+void cublas_free(struct CublasLt *blas);
+
+#endif
