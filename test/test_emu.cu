@@ -55,8 +55,8 @@ static void test_elementwise(void **) {
 static __global__ void sum_kernel(double *y, const float *x, int n) {
     double sum = 0;
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) sum += x[i + n * blockIdx.x];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) y[blockIdx.x] = sum;
+    sum = block_sum(sum) + block_sum(-1.0);
+    if (threadIdx.x == 0) y[blockIdx.x] = sum + blockDim.x;
 }
 
 static void test_block_sum(void **) {
