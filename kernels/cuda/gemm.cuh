@@ -5,17 +5,19 @@
 
 #include "kernels/cuda/cuda.cuh"
 
-/* C (M, N) = act(alpha op(A) op(B) + beta C + bias), row-major; op(A) is (M, K), op(B) is (K, N);
+/* C (M, N) = act(alpha op(A) op(B) + beta E + bias), row-major; op(A) is (M, K), op(B) is (K, N);
  * ta, tb: stored transposed. `batch` such products at strides in elements (a stride may be 0 for A
- * and B). A and B have dtype `in`, C and bias have `out`: float32 from either, or bf16 from bf16.
- * Sums are float32: never tf32. bias: (N), or NULL. activation: of kernels/ops.h, NONE or RELU;
- * others are passes of their own. Rows of leading dimension ld. */
+ * and B). A and B have dtype `in`, C, E and bias have `out`: float32 from either, or bf16 from
+ * bf16. Sums are float32: never tf32. E: NULL means C itself, else it lies as C does, and C is only
+ * written. bias: (N), or NULL. relu: act is max(x, 0). Rows of leading dimension ld. Sizes that are
+ * no multiples of 16 bytes are valid, and slow. */
 typedef struct Gemm {
     int64_t M, N, K;
     bool ta, tb;
     DType in, out;
     const void *A, *B;
     void *C;
+    const void *E;
     int64_t lda, ldb, ldc;
     int64_t batch, stride_a, stride_b, stride_c;
     float alpha, beta;
@@ -30,5 +32,10 @@ void cuda_gemm(Ctx *c, const Gemm *g);
 
 /* Frees what cuda_gemm keeps; NULL is allowed. */
 void cublas_free(struct CublasLt *blas);
+
+/* sums (N), float32, = or (add) += the sums of x's columns, x (rows, N) of dtype, in a fixed order.
+ * Takes ctx_workspace. (linear.cu) */
+void cuda_column_sums(Ctx *c, DType dtype, const void *x, int64_t rows, int64_t N, float *sums,
+                      bool add);
 
 #endif
