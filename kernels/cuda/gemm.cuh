@@ -1,5 +1,5 @@
-/* Matrix products by cuBLASLt. The library (540 MB) is opened by the first product: a program that
- * stays on the CPU does not wait for it. */
+/* Matrix products by cuBLASLt, and what their callers share. The library (540 MB) is opened by the
+ * first product: a program that stays on the CPU does not wait for it. */
 #ifndef KERNELS_CUDA_GEMM_CUH
 #define KERNELS_CUDA_GEMM_CUH
 
@@ -32,6 +32,12 @@ void cuda_gemm(Ctx *c, const Gemm *g);
 
 /* Frees what cuda_gemm keeps; NULL is allowed. */
 void cublas_free(struct CublasLt *blas);
+
+/* V neighbours, moved at once: 16 bytes, or one number where rows are not cut so. */
+template <typename T, int V>
+struct alignas(V * sizeof(T)) Few {
+    T at[V];
+};
 
 /* sums (N), float32, = or (add) += the sums of x's columns, x (rows, N) of dtype, in a fixed order.
  * Takes ctx_workspace. (linear.cu) */

@@ -8,12 +8,6 @@
 
 #include "kernels/cuda/gemm.cuh"
 
-/* V neighbours of a row, moved at once: 16 bytes, or one number where rows are not cut so. */
-template <typename T, int V>
-struct alignas(V * sizeof(T)) Few {
-    T at[V];
-};
-
 /* ---- activations, in float32 ---- */
 
 static __device__ __forceinline__ float gelu(float x) { /* no difference of equals for x < 0 */
