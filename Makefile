@@ -36,7 +36,7 @@ endif
 # `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
 # The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
 EMU      := $(filter emu test-emu,$(MAKECMDGOALS))
-EMU_TESTS := test_emu
+EMU_TESTS := test_emu test_emu_bugs
 ifneq ($(EMU),)
 CXX      := g++
 CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \

@@ -91,8 +91,7 @@ static void test_transpose(void **) {
     launch(NULL, transpose_kernel, dim3(N / 32, N / 32), dim3(32, 8), 32 * 33 * sizeof(bf16), dy,
            dx, (int)N);
     to_host(y, dy, N * N);
-    for (int i = 0; i < N * N; i++)
-        assert_true((float)y[i] == (float)((i % N * N + i / N) % 256));
+    for (int i = 0; i < N * N; i++) assert_true((float)y[i] == (float)((i % N * N + i / N) % 256));
     CUDA(NULL, cudaFree(dx));
 }
 
@@ -261,13 +260,12 @@ static void test_mma_tf32(void **) {
 
 #define BLAS(call) assert_int_equal(call, CUBLAS_STATUS_SUCCESS)
 
-static cublasLtMatrixLayout_t layout_of(cudaDataType type, uint64_t rows, uint64_t cols,
-                                        int64_t ld, int64_t stride) {
+static cublasLtMatrixLayout_t layout_of(cudaDataType type, uint64_t rows, uint64_t cols, int64_t ld,
+                                        int64_t stride) {
     cublasLtMatrixLayout_t l;
     const int32_t two = 2;
     BLAS(cublasLtMatrixLayoutCreate(&l, type, rows, cols, ld));
-    BLAS(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &two,
-                                          sizeof two));
+    BLAS(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &two, sizeof two));
     BLAS(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
                                           sizeof stride));
     return l;
@@ -347,7 +345,7 @@ static void test_product(void **) {
 /* ---- arithmetic ---- */
 
 static void test_bf16(void **) {
-    assert_true((float)__float2bfloat16_rn(1.00390625f) == 1.0f);    /* half way: to even */
+    assert_true((float)__float2bfloat16_rn(1.00390625f) == 1.0f); /* half way: to even */
     assert_true((float)__float2bfloat16_rn(1.01171875f) == 1.015625f);
     assert_true((float)__float2bfloat16_rn(3.4e38f) == INFINITY);
     assert_true(isnan((float)__float2bfloat16_rn(NAN)));
@@ -359,9 +357,9 @@ static void test_philox(void **) {
     const uint4 zero = curand_Philox4x32_10(make_uint4(0, 0, 0, 0), make_uint2(0, 0));
     assert_int_equal(zero.x, 0x6627e8d5);
     assert_int_equal(zero.w, 0x9b00dbd8);
-    const uint4 pi = curand_Philox4x32_10(
-        make_uint4(0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344),
-        make_uint2(0xa4093822, 0x299f31d0));
+    const uint4 pi =
+        curand_Philox4x32_10(make_uint4(0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344),
+                             make_uint2(0xa4093822, 0x299f31d0));
     assert_int_equal(pi.x, 0xd16cfe09);
     assert_int_equal(pi.y, 0x94fdcceb);
 }
