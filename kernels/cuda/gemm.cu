@@ -170,7 +170,10 @@ static cublasLtMatrixLayout_t layout(Ctx *c, const CublasLt *blas, int64_t dtype
     return l;
 }
 
+/* Sums that are cut into pieces are added in float32, not in the output's type, which bf16 would
+ * round for each piece. */
 static cublasLtMatmulPreference_t preference(Ctx *c, const CublasLt *blas, const Key *k) {
+    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const struct {
         cublasLtMatmulPreferenceAttributes_t name;
         int64_t bytes;
@@ -183,6 +186,8 @@ static cublasLtMatmulPreference_t preference(Ctx *c, const CublasLt *blas, const
     BLAS(c,
          blas->MatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                             &blas->workspace_bytes, sizeof blas->workspace_bytes));
+    BLAS(c, blas->MatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                               &reduction, sizeof reduction));
     for (int i = 0; i < 4; i++) {
         const uint32_t bytes = (uint32_t)alignment[i].bytes;
         BLAS(c, blas->MatmulPreferenceSetAttribute(p, alignment[i].name, &bytes, sizeof bytes));
