@@ -79,17 +79,14 @@ static void find_functions(Ctx *, CublasLt *blas) { /* the emulator's stand-ins 
 #undef LINKED
 }
 #else
-/* By the loader's rules first, then in the toolkit that the program was built with. */
+#ifndef CUDA_LIB /* where the toolkit that the program was built with has its libraries */
+#define CUDA_LIB "/usr/local/cuda/lib64"
+#endif
+
+/* By the loader's rules first, then in the toolkit. */
 static void *open_library(Ctx *c) {
-    static const char *const names[] = {"libcublasLt.so.13",
-#ifdef CUDA_LIB
-                                        CUDA_LIB "/libcublasLt.so.13",
-#endif
-                                        "libcublasLt.so.12",
-#ifdef CUDA_LIB
-                                        CUDA_LIB "/libcublasLt.so.12",
-                                        CUDA_LIB "/libcublasLt.so",
-#endif
+    static const char *const names[] = {"libcublasLt.so.13", CUDA_LIB "/libcublasLt.so.13",
+                                        "libcublasLt.so.12", CUDA_LIB "/libcublasLt.so.12",
                                         "libcublasLt.so"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);

@@ -4,19 +4,10 @@
  * The bias's gradient is a pass over dy, which the slope of the activation shares. cuBLASLt could
  * sum dy's columns beside dW (BGRADB), but it can only overwrite, in an order and for a set of
  * types that are not promised. */
-#include <stdlib.h>
-
+#include "kernels/cuda/gelu.cuh"
 #include "kernels/cuda/gemm.cuh"
 
-/* ---- activations, in float32 ---- */
-
-static __device__ __forceinline__ float gelu(float x) { /* no difference of equals for x < 0 */
-    return 0.5f * x * erfcf(-0.70710678f * x);
-}
-
-static __device__ __forceinline__ float gelu_slope(float x) {
-    return 0.5f * erfcf(-0.70710678f * x) + 0.39894228f * x * expf(-0.5f * x * x);
-}
+/* ---- activations ---- */
 
 /* y = gelu(sum), which may be y. Reads and writes each number once. */
 template <typename T, int V>
