@@ -102,7 +102,7 @@ Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w);
 Tensor *op_linear_gelu(Ctx *c, Tensor *x, const Linear *w);
 Tensor *op_linear_relu(Ctx *c, Tensor *x, const Linear *w);
 
-/* The same call with its output seen as heads: (B, T, K) -> (B, T, H, N / H). */
+/* op_linear with its output seen as heads: (B, T, K) -> (B, T, H, N / H). */
 Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads);
 
 /* Correlation, stride 1, zero padding k / 2, k odd, channels last: (..., h, w, I) -> (..., h, w,
