@@ -225,7 +225,7 @@ static bool takes_part(Ctx *c, const AttnBackend *b, const AttnArgs *a, Err *why
     const char *reason = b->supports(c, a);
     if (reason) return err_set(why, "%s", reason), false;
     if (b->prepare(c, a, why)) return false;
-    if (!memory_check(2 * b->workspace(c, a, true), NULL)) return true;
+    if (!memory_check(c->dev->memory, 2 * b->workspace(c, a, true), NULL)) return true;
     err_set(why, "its workspace would take more than half of the memory that is left");
     return false;
 }
