@@ -1,0 +1,607 @@
+/* sdpa in float32: fused attention on the CUDA cores, exact as the CPU's (FlashAttention-2, Dao
+ * 2023).
+ *
+ *   s = scale q k', p = softmax(s) over the visible keys, out = p v, lse = log sum exp(s)
+ *   p = exp(s - lse), dp = dout v', ds = p (dp - delta), delta = rowsum(dout out)
+ *   dq = scale ds k, dk = scale ds' q, dv = p' dout
+ *
+ * A block owns a tile of rows and meets the tiles of the other side one after the other. Three
+ * kernels are made of the same two products over tiles in shared memory:
+ *
+ *   tile_dot    (own rows, D) x (other rows, D)' -> scores, in registers
+ *   tile_mix    scores, through shared memory, x (other rows, D) -> sums, in registers
+ *
+ *   forward     owns queries, meets keys      q k', then p v           2 products a tile
+ *   backward    owns keys, meets queries      k q', v dout', ds' q, p' dout       4
+ *               owns queries, meets keys      dout v', q k', ds k                 3
+ *
+ * so backward costs 7 products where sharing the scores would cost 5, and needs no atomics: each
+ * sum has one owner and a fixed order.
+ *
+ * A warp owns 4 R rows, a lane R of them and C columns of the scores: lane 4-row ty = lane / 8
+ * takes rows ty, ty + 4, .., lane column tx = lane % 8 columns tx, tx + 8, ... Per 4 of D that is
+ * R + C loads of 16 bytes for 4 R C multiply-adds. Rows of tiles are padded by 16 bytes, rows of
+ * scores by 32: the 8 (4) addresses that a warp asks for at once lie in different banks.
+ *
+ *   forward   R 8, C 4: 96 flops a load.  D 64: 128 queries, 32 keys, 73 KB: 3 blocks of 4 warps on
+ *             an SM of Hopper.  D 128: 64 queries, 78 KB
+ *   backward  R 4, C 8 (D 128: 4), as two sums a row live in registers.  D 64: 64 x 64, 88 KB.
+ *             D 128: 32 x 32, 73 KB
+ *
+ * Copies of the next tile (cp.async) are under way while the other operand of the present one is
+ * computed with. Scores are kept in units of log 2: the softmax needs 2^x alone.
+ *
+ * B batch, H heads, T tokens, D head size, padded with zeros to DP = 16, 32, 64 or 128. */
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+static constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
+
+/* A tile's shape: WARPS 4 R own rows, 8 C other rows. */
+template <int DIM, int ROWS_A_LANE, int COLUMNS_A_LANE>
+struct Tile {
+    enum {
+        DP = DIM,
+        R = ROWS_A_LANE,
+        C = COLUMNS_A_LANE,
+        WARPS = DP <= 64 ? 4 : 2,
+        THREADS = WARPS * WARP,
+        WARP_ROWS = 4 * R,
+        ROWS = WARPS * WARP_ROWS,
+        COLUMNS = 8 * C,
+        SUMS = DP / 8,            /* columns of D that a lane sums */
+        RUN = SUMS < 4 ? SUMS : 4 /* of these, next to each other */
+    };
+    enum { ROW = DP + 4, SCORES = COLUMNS + 8 }; /* floats from row to row */
+};
+
+template <int DP>
+using ForwardTile = Tile<DP, 8, 4>;
+template <int DP>
+using BackwardTile = Tile<DP, 4, DP <= 64 ? 8 : 4>;
+
+/* The running thread in its block; row: its first, in the block's tile. */
+typedef struct Lane {
+    int warp, ty, tx, row;
+} Lane;
+
+template <typename S>
+static __device__ __forceinline__ Lane lane_of() {
+    const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    return {warp, lane / 8, lane % 8, warp * S::WARP_ROWS + lane / 8};
+}
+
+/* ---- rows in memory ---- */
+
+/* One head's rows of a tensor. */
+typedef struct Rows {
+    float *at; /* row i at at + i step */
+    int64_t step;
+    int n, D;
+    bool packs; /* 16 bytes at a time */
+} Rows;
+
+static __device__ Rows head_rows(const void *tensor, AttnStride s, int b, int h, int n, int D) {
+    float *at = (float *)tensor + b * s.b + h * s.h;
+    const bool packs = ((uintptr_t)at | (uintptr_t)(s.t * 4) | (uintptr_t)(D * 4)) % 16 == 0;
+    return {at, s.t, n, D, packs};
+}
+
+/* Starts the copy of rows first .. first + COUNT - 1 into a tile, zeros for what is not there, as a
+ * group of its own. */
+template <typename S, int COUNT>
+static __device__ __forceinline__ void load_tile(float *tile, const Rows &x, int first) {
+    if (x.packs) {
+        enum { PACKS = S::DP / 4 };
+        for (int i = (int)threadIdx.x; i < COUNT * PACKS; i += S::THREADS) {
+            const int row = i / PACKS, d = i % PACKS * 4;
+            const bool real = first + row < x.n && d < x.D;
+            cp_async_16(tile + row * S::ROW + d, real ? x.at + (first + row) * x.step + d : x.at,
+                        real);
+        }
+    } else {
+        for (int i = (int)threadIdx.x; i < COUNT * S::DP; i += S::THREADS) {
+            const int row = i / S::DP, d = i % S::DP;
+            const bool real = first + row < x.n && d < x.D;
+            tile[row * S::ROW + d] = real ? x.at[(first + row) * x.step + d] : 0.0f;
+        }
+    }
+    cp_async_commit();
+}
+
+/* What this thread and, after a barrier, the block has started to copy is there. */
+static __device__ __forceinline__ void tiles_arrive() {
+    cp_async_wait<0>();
+    __syncthreads();
+}
+
+/* The lane's sums, each row times its factor, to rows row, row + 4, .. of x. */
+template <typename S>
+static __device__ __forceinline__ void store_rows(const Rows &x, int row, int tx,
+                                                  const float (&sum)[S::R][S::SUMS],
+                                                  const float (&factor)[S::R]) {
+#pragma unroll
+    for (int i = 0; i < S::R; i++) {
+        float *to = x.at + (row + 4 * i) * x.step;
+        if (row + 4 * i >= x.n) continue;
+#pragma unroll
+        for (int n = 0; n < S::SUMS; n += S::RUN) {
+            const int d = 8 * n + S::RUN * tx;
+            Pack<float> y;
+#pragma unroll
+            for (int e = 0; e < S::RUN; e++) y.at[e] = sum[i][n + e] * factor[i];
+            if (S::RUN == 4 && x.packs) {
+                if (d < x.D) *(Pack<float> *)(to + d) = y;
+            } else {
+#pragma unroll
+                for (int e = 0; e < S::RUN; e++)
+                    if (d + e < x.D) to[d + e] = y.at[e];
+            }
+        }
+    }
+}
+
+/* ---- products of tiles ---- */
+
+/* s = a b', a: the lane's first own row, b: its first other row. */
+template <typename S>
+static __device__ __forceinline__ void tile_dot(float (&s)[S::R][S::C], const float *a,
+                                                const float *b) {
+#pragma unroll
+    for (int i = 0; i < S::R; i++)
+#pragma unroll
+        for (int j = 0; j < S::C; j++) s[i][j] = 0;
+#pragma unroll 4
+    for (int d = 0; d < S::DP; d += 4) {
+        Pack<float> y[S::C];
+#pragma unroll
+        for (int j = 0; j < S::C; j++) y[j] = load_pack(b + 8 * j * S::ROW + d);
+#pragma unroll
+        for (int i = 0; i < S::R; i++) {
+            const Pack<float> x = load_pack(a + 4 * i * S::ROW + d);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+#pragma unroll
+                for (int j = 0; j < S::C; j++) s[i][j] += x.at[e] * y[j].at[e];
+        }
+    }
+}
+
+/* The lane's scores to where tile_mix reads them: p is its first row and column. Rows of a warp are
+ * read by that warp alone. */
+template <typename S>
+static __device__ __forceinline__ void put_scores(float *p, const float (&s)[S::R][S::C]) {
+#pragma unroll
+    for (int i = 0; i < S::R; i++)
+#pragma unroll
+        for (int j = 0; j < S::C; j++) p[4 * i * S::SCORES + 8 * j] = s[i][j];
+}
+
+/* sum += p b, p: the lane's first row of scores, b: the other rows from the lane's first column. */
+template <typename S>
+static __device__ __forceinline__ void tile_mix(float (&sum)[S::R][S::SUMS], const float *p,
+                                                const float *b) {
+    struct alignas(4 * S::RUN) Run {
+        float at[S::RUN];
+    };
+#pragma unroll 2
+    for (int j = 0; j < S::COLUMNS; j += 4) {
+        Pack<float> x[S::R];
+#pragma unroll
+        for (int i = 0; i < S::R; i++) x[i] = load_pack(p + 4 * i * S::SCORES + j);
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+#pragma unroll
+            for (int n = 0; n < S::SUMS; n += S::RUN) {
+                const Run y = *(const Run *)(b + (j + e) * S::ROW + 8 * n);
+#pragma unroll
+                for (int i = 0; i < S::R; i++)
+#pragma unroll
+                    for (int w = 0; w < S::RUN; w++) sum[i][n + w] += x[i].at[e] * y.at[w];
+            }
+    }
+}
+
+/* ---- masks ---- */
+
+/* Positions first <= i < end. */
+typedef struct Span {
+    int first, end;
+} Span;
+
+static __device__ __forceinline__ bool span_meets(Span s, int first, int end) {
+    return first < s.end && s.first < end;
+}
+
+static __device__ __forceinline__ int warp_least(int x) {
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        x = min(x, __shfl_xor_sync(FULL_WARP, x, offset));
+    return x;
+}
+
+/* The keys that query i sees. */
+static __device__ __forceinline__ Span keys_of(const AttnArgs &a, const CudaMask &m, int i) {
+    if (!m.lo) return {0, a.Tk};
+    return {m.lo[a.offset + i], min(m.hi[a.offset + i], a.Tk)};
+}
+
+/* The keys that some (any) and that all of the queries first .. first + n - 1 see; called by all
+ * lanes. No query: nobody sees anything. */
+typedef struct Seen {
+    Span any, all;
+} Seen;
+
+static __device__ Seen rows_see(const AttnArgs &a, const CudaMask &m, int first, int n) {
+    Seen s = {{a.Tk, 0}, {0, a.Tk}};
+    for (int i = first + (int)threadIdx.x % WARP; i < min(first + n, a.Tq); i += WARP) {
+        const Span k = keys_of(a, m, i);
+        s.any = {min(s.any.first, k.first), max(s.any.end, k.end)};
+        s.all = {max(s.all.first, k.first), min(s.all.end, k.end)};
+    }
+    s.any = {warp_least(s.any.first), -warp_least(-s.any.end)};
+    s.all = {-warp_least(-s.all.first), warp_least(s.all.end)};
+    return s;
+}
+
+/* s becomes the scores in units of log 2, -inf where a query does not see the key; row and column:
+ * the lane's first query and key. */
+template <typename S>
+static __device__ __forceinline__ void finish_scores(float (&s)[S::R][S::C], const AttnArgs &a,
+                                                     const CudaMask &m, bool full, int row,
+                                                     int column) {
+    const float factor = a.scale * LOG2E;
+#pragma unroll
+    for (int i = 0; i < S::R; i++) {
+        Span k = {0, a.Tk};
+        if (!full) k = keys_of(a, m, min(row + 4 * i, a.Tq - 1));
+#pragma unroll
+        for (int j = 0; j < S::C; j++) {
+            const int at = column + 8 * j;
+            s[i][j] = full || (k.first <= at && at < k.end) ? s[i][j] * factor : -INFINITY;
+        }
+    }
+}
+
+/* ---- forward ---- */
+
+/* s becomes p = 2^(s - max) for a new running maximum; what was summed before shrinks. sum holds
+ * the lane's columns alone. */
+template <typename S>
+static __device__ __forceinline__ void softmax_step(float (&s)[S::R][S::C], float (&max_)[S::R],
+                                                    float (&sum)[S::R],
+                                                    float (&out)[S::R][S::SUMS]) {
+#pragma unroll
+    for (int i = 0; i < S::R; i++) {
+        float top = max_[i];
+#pragma unroll
+        for (int j = 0; j < S::C; j++) top = fmaxf(top, s[i][j]);
+        for (int offset = 4; offset > 0; offset /= 2)
+            top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, offset));
+        const float base = top > -INFINITY ? top : 0; /* nothing visible yet: all p are 0 */
+        const float shrink = exp2_fast(max_[i] - base);
+        max_[i] = top;
+        sum[i] *= shrink;
+#pragma unroll
+        for (int j = 0; j < S::C; j++) {
+            s[i][j] = exp2_fast(s[i][j] - base);
+            sum[i] += s[i][j];
+        }
+#pragma unroll
+        for (int n = 0; n < S::SUMS; n++) out[i][n] *= shrink;
+    }
+}
+
+/* Blocks: (tile of queries, b, h), the last tiles first: under a causal mask they see most. */
+template <typename S>
+static __global__ void __launch_bounds__(S::THREADS) forward_kernel(AttnArgs a, CudaMask m) {
+    const int heads = a.B * a.H, b = (int)blockIdx.x % heads / a.H, h = (int)blockIdx.x % a.H;
+    const int first = ((int)(gridDim.x - 1 - blockIdx.x) / heads) * S::ROWS;
+    const Lane lane = lane_of<S>();
+    const Rows q = head_rows(a.q, a.qs, b, h, a.Tq, a.D), k = head_rows(a.k, a.ks, b, h, a.Tk, a.D),
+               v = head_rows(a.v, a.vs, b, h, a.Tk, a.D),
+               out = head_rows(a.out, a.os, b, h, a.Tq, a.D);
+    float *q_tile = (float *)shared_block(), *k_tile = q_tile + S::ROWS * S::ROW,
+          *v_tile = k_tile + S::COLUMNS * S::ROW, *p = v_tile + S::COLUMNS * S::ROW;
+    const float *q_lane = q_tile + lane.row * S::ROW, *k_lane = k_tile + lane.tx * S::ROW,
+                *v_lane = v_tile + lane.tx * S::RUN;
+
+    const Span keys = rows_see(a, m, first, S::ROWS).any;
+    const Seen seen = rows_see(a, m, first + lane.warp * S::WARP_ROWS, S::WARP_ROWS);
+    const int begin = keys.first / S::COLUMNS * S::COLUMNS;
+    float sum_out[S::R][S::SUMS] = {}, max_[S::R], sum[S::R] = {}, share[S::R];
+#pragma unroll
+    for (int i = 0; i < S::R; i++) max_[i] = -INFINITY;
+
+    load_tile<S, S::ROWS>(q_tile, q, first);
+    load_tile<S, S::COLUMNS>(k_tile, k, begin);
+    tiles_arrive();
+    for (int at = begin; at < keys.end; at += S::COLUMNS) {
+        const bool meets = span_meets(seen.any, at, at + S::COLUMNS);
+        load_tile<S, S::COLUMNS>(v_tile, v, at);
+        if (meets) {
+            float s[S::R][S::C];
+            const bool full = seen.all.first <= at && at + S::COLUMNS <= seen.all.end;
+            tile_dot<S>(s, q_lane, k_lane);
+            finish_scores<S>(s, a, m, full, first + lane.row, at + lane.tx);
+            softmax_step<S>(s, max_, sum, sum_out);
+            put_scores<S>(p + lane.row * S::SCORES + lane.tx, s);
+        }
+        tiles_arrive(); /* v; and nobody reads k */
+        if (at + S::COLUMNS < keys.end) load_tile<S, S::COLUMNS>(k_tile, k, at + S::COLUMNS);
+        if (meets) tile_mix<S>(sum_out, p + lane.row * S::SCORES, v_lane);
+        tiles_arrive(); /* the next k; and nobody reads v */
+    }
+
+#pragma unroll
+    for (int i = 0; i < S::R; i++) {
+        for (int offset = 4; offset > 0; offset /= 2)
+            sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], offset);
+        const int row = first + lane.row + 4 * i;
+        share[i] = sum[i] == 0 ? 0 : 1 / sum[i];
+        if (lane.tx == 0 && row < a.Tq)
+            ((float *)a.lse)[((int64_t)b * a.H + h) * a.Tq + row] = max_[i] * LN2 + logf(sum[i]);
+    }
+    store_rows<S>(out, first + lane.row, lane.tx, sum_out, share);
+}
+
+/* ---- backward ---- */
+
+/* delta (B, H, Tq) = rowsum(dout out). Eight lanes a row, rows in the order of memory. */
+template <typename T>
+static __global__ void delta_kernel(AttnArgs a, float *delta) {
+    const int64_t i = global_thread() / 8, rows = (int64_t)a.B * a.Tq * a.H;
+    const int lane = (int)threadIdx.x % 8, h = (int)(i % a.H), t = (int)(i / a.H % a.Tq);
+    const int64_t b = i / a.H / a.Tq, at = b * a.os.b + t * a.os.t + h * a.os.h;
+    const T *x = (const T *)a.dout + at, *y = (const T *)a.out + at;
+    enum { N = Pack<T>::N };
+    float sum = 0;
+    if (i < rows && ((uintptr_t)x | (uintptr_t)y | (uintptr_t)(a.D * sizeof(T))) % 16 == 0)
+        for (int d = lane * N; d < a.D; d += 8 * N) {
+            const Pack<T> u = load_pack(x + d), v = load_pack(y + d);
+#pragma unroll
+            for (int e = 0; e < N; e++) sum += to_float(u.at[e]) * to_float(v.at[e]);
+        }
+    else if (i < rows)
+        for (int d = lane; d < a.D; d += 8) sum += to_float(x[d]) * to_float(y[d]);
+    for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+    if (i < rows && lane == 0) delta[(b * a.H + h) * a.Tq + t] = sum;
+}
+
+void flash_delta(Ctx *c, const AttnArgs *a, float *delta) {
+    const dim3 grid = grid_for((int64_t)a->B * a->Tq * a->H * 8);
+    with_dtype(a->dtype, [&](auto t) {
+        launch(c, delta_kernel<decltype(t)>, grid, dim3(BLOCK), 0, *a, delta);
+    });
+}
+
+/* The queries from the first to the last that see a key of each group of GROUP keys: what a warp
+ * that owns these keys has to meet. One warp a group. */
+enum { GROUP = BackwardTile<16>::WARP_ROWS };
+
+static __global__ void queries_kernel(AttnArgs a, CudaMask m, Span *queries) {
+    const int group = (int)(global_thread() / WARP);
+    if (group * GROUP >= a.Tk) return;
+    Span s = {a.Tq, 0};
+    for (int i = (int)threadIdx.x % WARP; i < a.Tq; i += WARP)
+        if (span_meets(keys_of(a, m, i), group * GROUP, (group + 1) * GROUP))
+            s = {min(s.first, i), max(s.end, i + 1)};
+    s = {warp_least(s.first), -warp_least(-s.end)};
+    if (threadIdx.x % WARP == 0) queries[group] = s;
+}
+
+/* A query's log-sum-exp in units of log 2; +inf, so that p = 0, where it sees nothing or is none.
+ */
+static __device__ __forceinline__ float lse_of(const AttnArgs &a, int64_t head, int i) {
+    const float lse = i < a.Tq ? ((const float *)a.lse)[head * a.Tq + i] : -INFINITY;
+    return lse == -INFINITY ? INFINITY : lse * LOG2E;
+}
+
+/* s becomes p of own keys and other queries; query and key: the lane's first. */
+template <typename S>
+static __device__ __forceinline__ void finish_columns(float (&s)[S::R][S::C], const AttnArgs &a,
+                                                      const CudaMask &m, int64_t head, int query,
+                                                      int key) {
+    const float factor = a.scale * LOG2E;
+#pragma unroll
+    for (int j = 0; j < S::C; j++) {
+        const Span k = keys_of(a, m, min(query + 8 * j, a.Tq - 1));
+        const float lse = lse_of(a, head, query + 8 * j);
+#pragma unroll
+        for (int i = 0; i < S::R; i++) {
+            const int at = key + 4 * i;
+            s[i][j] = k.first <= at && at < k.end ? exp2_fast(s[i][j] * factor - lse) : 0;
+        }
+    }
+}
+
+/* dk and dv. Blocks: (b, h, tile of keys); the first tiles, which a causal mask shows to most
+ * queries, first. */
+template <typename S>
+static __global__ void __launch_bounds__(S::THREADS)
+    keys_kernel(AttnArgs a, CudaMask m, const float *delta, const Span *queries) {
+    const int heads = a.B * a.H, b = (int)blockIdx.x % heads / a.H, h = (int)blockIdx.x % a.H;
+    const int first = (int)blockIdx.x / heads * S::ROWS;
+    const int64_t head = (int64_t)b * a.H + h;
+    const Lane lane = lane_of<S>();
+    const Rows q = head_rows(a.q, a.qs, b, h, a.Tq, a.D), k = head_rows(a.k, a.ks, b, h, a.Tk, a.D),
+               v = head_rows(a.v, a.vs, b, h, a.Tk, a.D),
+               dout = head_rows(a.dout, a.os, b, h, a.Tq, a.D);
+    float *k_tile = (float *)shared_block(), *v_tile = k_tile + S::ROWS * S::ROW,
+          *q_tile = v_tile + S::ROWS * S::ROW, *dout_tile = q_tile + S::COLUMNS * S::ROW,
+          *scores = dout_tile + S::COLUMNS * S::ROW;
+    const float *k_lane = k_tile + lane.row * S::ROW, *v_lane = v_tile + lane.row * S::ROW,
+                *p_lane = scores + lane.row * S::SCORES;
+
+    Span met = {a.Tq, 0}, mine = met;
+    for (int w = 0; w < S::WARPS && first + w * GROUP < a.Tk; w++) {
+        const Span s = queries[first / GROUP + w];
+        met = {min(met.first, s.first), max(met.end, s.end)};
+        if (w == lane.warp) mine = s;
+    }
+    const int begin = met.first / S::COLUMNS * S::COLUMNS;
+    float dk[S::R][S::SUMS] = {}, dv[S::R][S::SUMS] = {}, one[S::R], scale[S::R];
+#pragma unroll
+    for (int i = 0; i < S::R; i++) one[i] = 1, scale[i] = a.scale;
+
+    load_tile<S, S::ROWS>(k_tile, k, first);
+    load_tile<S, S::ROWS>(v_tile, v, first);
+    load_tile<S, S::COLUMNS>(q_tile, q, begin);
+    tiles_arrive();
+    for (int at = begin; at < met.end; at += S::COLUMNS) {
+        const bool meets = span_meets(mine, at, at + S::COLUMNS);
+        float p[S::R][S::C], ds[S::R][S::C];
+        load_tile<S, S::COLUMNS>(dout_tile, dout, at);
+        if (meets) {
+            tile_dot<S>(p, k_lane, q_tile + lane.tx * S::ROW);
+            finish_columns<S>(p, a, m, head, at + lane.tx, first + lane.row);
+        }
+        tiles_arrive(); /* dout */
+        if (meets) {
+            tile_dot<S>(ds, v_lane, dout_tile + lane.tx * S::ROW);
+#pragma unroll
+            for (int j = 0; j < S::C; j++) {
+                const int i = at + lane.tx + 8 * j;
+                const float d = i < a.Tq ? delta[head * a.Tq + i] : 0;
+#pragma unroll
+                for (int r = 0; r < S::R; r++) ds[r][j] = p[r][j] * (ds[r][j] - d);
+            }
+            put_scores<S>(scores + lane.row * S::SCORES + lane.tx, ds);
+            __syncwarp();
+            tile_mix<S>(dk, p_lane, q_tile + lane.tx * S::RUN);
+            __syncwarp();
+            put_scores<S>(scores + lane.row * S::SCORES + lane.tx, p);
+        }
+        __syncthreads(); /* nobody reads q */
+        if (at + S::COLUMNS < met.end) load_tile<S, S::COLUMNS>(q_tile, q, at + S::COLUMNS);
+        if (meets) tile_mix<S>(dv, p_lane, dout_tile + lane.tx * S::RUN);
+        tiles_arrive(); /* the next q; and nobody reads dout */
+    }
+    if (a.dk)
+        store_rows<S>(head_rows(a.dk, a.ks, b, h, a.Tk, a.D), first + lane.row, lane.tx, dk, scale);
+    if (a.dv)
+        store_rows<S>(head_rows(a.dv, a.vs, b, h, a.Tk, a.D), first + lane.row, lane.tx, dv, one);
+}
+
+/* dq. Blocks as forward's. */
+template <typename S>
+static __global__ void __launch_bounds__(S::THREADS)
+    queries_grad_kernel(AttnArgs a, CudaMask m, const float *delta) {
+    const int heads = a.B * a.H, b = (int)blockIdx.x % heads / a.H, h = (int)blockIdx.x % a.H;
+    const int first = ((int)(gridDim.x - 1 - blockIdx.x) / heads) * S::ROWS;
+    const int64_t head = (int64_t)b * a.H + h;
+    const Lane lane = lane_of<S>();
+    const Rows q = head_rows(a.q, a.qs, b, h, a.Tq, a.D), k = head_rows(a.k, a.ks, b, h, a.Tk, a.D),
+               v = head_rows(a.v, a.vs, b, h, a.Tk, a.D),
+               dout = head_rows(a.dout, a.os, b, h, a.Tq, a.D);
+    float *q_tile = (float *)shared_block(), *dout_tile = q_tile + S::ROWS * S::ROW,
+          *k_tile = dout_tile + S::ROWS * S::ROW, *v_tile = k_tile + S::COLUMNS * S::ROW,
+          *scores = v_tile + S::COLUMNS * S::ROW;
+    const float *q_lane = q_tile + lane.row * S::ROW, *dout_lane = dout_tile + lane.row * S::ROW,
+                *p_lane = scores + lane.row * S::SCORES;
+
+    const Span keys = rows_see(a, m, first, S::ROWS).any;
+    const Seen seen = rows_see(a, m, first + lane.warp * S::WARP_ROWS, S::WARP_ROWS);
+    const int begin = keys.first / S::COLUMNS * S::COLUMNS;
+    float dq[S::R][S::SUMS] = {}, lse[S::R], d[S::R], scale[S::R];
+#pragma unroll
+    for (int i = 0; i < S::R; i++) {
+        const int row = first + lane.row + 4 * i;
+        lse[i] = lse_of(a, head, row);
+        d[i] = row < a.Tq ? delta[head * a.Tq + row] : 0;
+        scale[i] = a.scale;
+    }
+
+    load_tile<S, S::ROWS>(q_tile, q, first);
+    load_tile<S, S::ROWS>(dout_tile, dout, first);
+    load_tile<S, S::COLUMNS>(v_tile, v, begin);
+    tiles_arrive();
+    for (int at = begin; at < keys.end; at += S::COLUMNS) {
+        const bool meets = span_meets(seen.any, at, at + S::COLUMNS);
+        float p[S::R][S::C], ds[S::R][S::C];
+        load_tile<S, S::COLUMNS>(k_tile, k, at);
+        if (meets) tile_dot<S>(ds, dout_lane, v_tile + lane.tx * S::ROW);
+        tiles_arrive(); /* k; and nobody reads v */
+        if (at + S::COLUMNS < keys.end) load_tile<S, S::COLUMNS>(v_tile, v, at + S::COLUMNS);
+        if (meets) {
+            const bool full = seen.all.first <= at && at + S::COLUMNS <= seen.all.end;
+            tile_dot<S>(p, q_lane, k_tile + lane.tx * S::ROW);
+            finish_scores<S>(p, a, m, full, first + lane.row, at + lane.tx);
+#pragma unroll
+            for (int i = 0; i < S::R; i++)
+#pragma unroll
+                for (int j = 0; j < S::C; j++)
+                    ds[i][j] = exp2_fast(p[i][j] - lse[i]) * (ds[i][j] - d[i]);
+            put_scores<S>(scores + lane.row * S::SCORES + lane.tx, ds);
+            __syncwarp();
+            tile_mix<S>(dq, p_lane, k_tile + lane.tx * S::RUN);
+        }
+        tiles_arrive(); /* the next v; and nobody reads k */
+    }
+    store_rows<S>(head_rows(a.dq, a.qs, b, h, a.Tq, a.D), first + lane.row, lane.tx, dq, scale);
+}
+
+/* ---- launches ---- */
+
+static unsigned blocks_of(const AttnArgs *a, int T, int rows) {
+    return (unsigned)(a->B * a->H) * (unsigned)((T + rows - 1) / rows);
+}
+
+/* own, other: how many tiles a block holds of each side. */
+template <typename S>
+static size_t shared_of(int own, int other) {
+    return sizeof(float) *
+           (size_t)((own * S::ROWS + other * S::COLUMNS) * S::ROW + S::ROWS * S::SCORES);
+}
+
+template <typename S>
+static void forward(Ctx *c, const AttnArgs *a, CudaMask m) {
+    launch(c, forward_kernel<S>, dim3(blocks_of(a, a->Tq, S::ROWS)), dim3(S::THREADS),
+           shared_of<S>(1, 2), *a, m);
+}
+
+void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m) {
+    if (a->D <= 16)
+        forward<ForwardTile<16>>(c, a, m);
+    else if (a->D <= 32)
+        forward<ForwardTile<32>>(c, a, m);
+    else if (a->D <= 64)
+        forward<ForwardTile<64>>(c, a, m);
+    else
+        forward<ForwardTile<128>>(c, a, m);
+}
+
+static int64_t delta_count(const AttnArgs *a) { return (int64_t)a->B * a->H * a->Tq; }
+static int group_count(const AttnArgs *a) { return (a->Tk + GROUP - 1) / GROUP; }
+
+size_t flash_workspace_f32(const AttnArgs *a, bool backward) {
+    if (!backward) return 0;
+    return sizeof(float) * (size_t)delta_count(a) + sizeof(Span) * (size_t)group_count(a);
+}
+
+template <typename S>
+static void backward(Ctx *c, const AttnArgs *a, CudaMask m, const float *delta,
+                     const Span *queries) {
+    const size_t shared = shared_of<S>(2, 2);
+    if (a->dk || a->dv)
+        launch(c, keys_kernel<S>, dim3(blocks_of(a, a->Tk, S::ROWS)), dim3(S::THREADS), shared, *a,
+               m, delta, queries);
+    if (a->dq)
+        launch(c, queries_grad_kernel<S>, dim3(blocks_of(a, a->Tq, S::ROWS)), dim3(S::THREADS),
+               shared, *a, m, delta);
+}
+
+void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m) {
+    Span *queries = (Span *)a->workspace;
+    float *delta = (float *)(queries + group_count(a));
+    flash_delta(c, a, delta);
+    launch(c, queries_kernel, grid_for((int64_t)group_count(a) * WARP), dim3(BLOCK), 0, *a, m,
+           queries);
+    if (a->D <= 16)
+        backward<BackwardTile<16>>(c, a, m, delta, queries);
+    else if (a->D <= 32)
+        backward<BackwardTile<32>>(c, a, m, delta, queries);
+    else if (a->D <= 64)
+        backward<BackwardTile<64>>(c, a, m, delta, queries);
+    else
+        backward<BackwardTile<128>>(c, a, m, delta, queries);
+}
