@@ -49,8 +49,9 @@ struct Tile {
         WARP_ROWS = 4 * R,
         ROWS = WARPS * WARP_ROWS,
         COLUMNS = 8 * C,
-        SUMS = DP / 8,            /* columns of D that a lane sums */
-        RUN = SUMS < 4 ? SUMS : 4 /* of these, next to each other */
+        SUMS = DP / 8,                    /* columns of D that a lane sums */
+        RUN = SUMS < 4 ? SUMS : 4,        /* of these, next to each other */
+        BLOCKS = DP > 64 || R < 8 ? 2 : 3 /* on an SM: what registers may cost */
     };
     enum { ROW = DP + 4, SCORES = COLUMNS + 8 }; /* floats from row to row */
 };
@@ -60,15 +61,19 @@ using ForwardTile = Tile<DP, 8, 4>;
 template <int DP>
 using BackwardTile = Tile<DP, 4, DP <= 64 ? 8 : 4>;
 
-/* The running thread in its block; row: its first, in the block's tile. */
-typedef struct Lane {
-    int warp, ty, tx, row;
-} Lane;
+/* The running thread and its block: head (b, h), own rows from `first` on; of these the warp's from
+ * `warp_row` on, the lane's are row, row + 4, ..; tx: its column, first of 8. */
+typedef struct Place {
+    int b, h, first, warp_row, row, tx;
+    int64_t head;
+} Place;
 
+/* Blocks: (tile of own rows, b, h). */
 template <typename S>
-static __device__ __forceinline__ Lane lane_of() {
-    const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    return {warp, lane / 8, lane % 8, warp * S::WARP_ROWS + lane / 8};
+static __device__ __forceinline__ Place place_of(const AttnArgs &a, int tile) {
+    const int head = (int)blockIdx.x % (a.B * a.H), lane = (int)threadIdx.x % WARP;
+    const int warp_row = (int)threadIdx.x / WARP * S::WARP_ROWS;
+    return {head / a.H, head % a.H, tile * S::ROWS, warp_row, warp_row + lane / 8, lane % 8, head};
 }
 
 /* ---- rows in memory ---- */
@@ -81,8 +86,9 @@ typedef struct Rows {
     bool packs; /* 16 bytes at a time */
 } Rows;
 
-static __device__ Rows head_rows(const void *tensor, AttnStride s, int b, int h, int n, int D) {
-    float *at = (float *)tensor + b * s.b + h * s.h;
+static __device__ __forceinline__ Rows head_rows(const void *tensor, AttnStride s, const Place &me,
+                                                 int n, int D) {
+    float *at = (float *)tensor + me.b * s.b + me.h * s.h;
     const bool packs = ((uintptr_t)at | (uintptr_t)(s.t * 4) | (uintptr_t)(D * 4)) % 16 == 0;
     return {at, s.t, n, D, packs};
 }
@@ -93,6 +99,7 @@ template <typename S, int COUNT>
 static __device__ __forceinline__ void load_tile(float *tile, const Rows &x, int first) {
     if (x.packs) {
         enum { PACKS = S::DP / 4 };
+#pragma unroll 1
         for (int i = (int)threadIdx.x; i < COUNT * PACKS; i += S::THREADS) {
             const int row = i / PACKS, d = i % PACKS * 4;
             const bool real = first + row < x.n && d < x.D;
@@ -100,6 +107,7 @@ static __device__ __forceinline__ void load_tile(float *tile, const Rows &x, int
                         real);
         }
     } else {
+#pragma unroll 1
         for (int i = (int)threadIdx.x; i < COUNT * S::DP; i += S::THREADS) {
             const int row = i / S::DP, d = i % S::DP;
             const bool real = first + row < x.n && d < x.D;
@@ -115,21 +123,21 @@ static __device__ __forceinline__ void tiles_arrive() {
     __syncthreads();
 }
 
-/* The lane's sums, each row times its factor, to rows row, row + 4, .. of x. */
+/* The lane's sums times factor to its rows of x. */
 template <typename S>
-static __device__ __forceinline__ void store_rows(const Rows &x, int row, int tx,
-                                                  const float (&sum)[S::R][S::SUMS],
-                                                  const float (&factor)[S::R]) {
+static __device__ __forceinline__ void store_rows(const Rows &x, const Place &me, float factor,
+                                                  const float (&sum)[S::R][S::SUMS]) {
 #pragma unroll
     for (int i = 0; i < S::R; i++) {
-        float *to = x.at + (row + 4 * i) * x.step;
-        if (row + 4 * i >= x.n) continue;
+        const int row = me.first + me.row + 4 * i;
+        if (row >= x.n) break;
+        float *to = x.at + row * x.step;
 #pragma unroll
         for (int n = 0; n < S::SUMS; n += S::RUN) {
-            const int d = 8 * n + S::RUN * tx;
+            const int d = 8 * n + S::RUN * me.tx;
             Pack<float> y;
 #pragma unroll
-            for (int e = 0; e < S::RUN; e++) y.at[e] = sum[i][n + e] * factor[i];
+            for (int e = 0; e < S::RUN; e++) y.at[e] = sum[i][n + e] * factor;
             if (S::RUN == 4 && x.packs) {
                 if (d < x.D) *(Pack<float> *)(to + d) = y;
             } else {
@@ -151,7 +159,7 @@ static __device__ __forceinline__ void tile_dot(float (&s)[S::R][S::C], const fl
     for (int i = 0; i < S::R; i++)
 #pragma unroll
         for (int j = 0; j < S::C; j++) s[i][j] = 0;
-#pragma unroll 4
+#pragma unroll 1
     for (int d = 0; d < S::DP; d += 4) {
         Pack<float> y[S::C];
 #pragma unroll
@@ -184,7 +192,7 @@ static __device__ __forceinline__ void tile_mix(float (&sum)[S::R][S::SUMS], con
     struct alignas(4 * S::RUN) Run {
         float at[S::RUN];
     };
-#pragma unroll 2
+#pragma unroll 1
     for (int j = 0; j < S::COLUMNS; j += 4) {
         Pack<float> x[S::R];
 #pragma unroll
@@ -243,43 +251,44 @@ static __device__ Seen rows_see(const AttnArgs &a, const CudaMask &m, int first,
     return s;
 }
 
-/* s becomes the scores in units of log 2, -inf where a query does not see the key; row and column:
- * the lane's first query and key. */
+/* s becomes the scores of own queries and the keys from `at` on in units of log 2, -inf where a
+ * query does not see the key; all: the keys that all queries of the warp see. */
 template <typename S>
 static __device__ __forceinline__ void finish_scores(float (&s)[S::R][S::C], const AttnArgs &a,
-                                                     const CudaMask &m, bool full, int row,
-                                                     int column) {
+                                                     const CudaMask &m, Span all, const Place &me,
+                                                     int at) {
     const float factor = a.scale * LOG2E;
+    const bool full = all.first <= at && at + S::COLUMNS <= all.end;
 #pragma unroll
     for (int i = 0; i < S::R; i++) {
-        Span k = {0, a.Tk};
-        if (!full) k = keys_of(a, m, min(row + 4 * i, a.Tq - 1));
+        Span keys = all;
+        if (!full) keys = keys_of(a, m, min(me.first + me.row + 4 * i, a.Tq - 1));
 #pragma unroll
         for (int j = 0; j < S::C; j++) {
-            const int at = column + 8 * j;
-            s[i][j] = full || (k.first <= at && at < k.end) ? s[i][j] * factor : -INFINITY;
+            const int key = at + me.tx + 8 * j;
+            const bool sees = full || (keys.first <= key && key < keys.end);
+            s[i][j] = sees ? s[i][j] * factor : -INFINITY;
         }
     }
 }
 
 /* ---- forward ---- */
 
-/* s becomes p = 2^(s - max) for a new running maximum; what was summed before shrinks. sum holds
+/* s becomes p = 2^(s - top) for a new running maximum; what was summed before shrinks. sum holds
  * the lane's columns alone. */
 template <typename S>
-static __device__ __forceinline__ void softmax_step(float (&s)[S::R][S::C], float (&max_)[S::R],
+static __device__ __forceinline__ void softmax_step(float (&s)[S::R][S::C], float (&top)[S::R],
                                                     float (&sum)[S::R],
                                                     float (&out)[S::R][S::SUMS]) {
 #pragma unroll
     for (int i = 0; i < S::R; i++) {
-        float top = max_[i];
+        const float before = top[i];
 #pragma unroll
-        for (int j = 0; j < S::C; j++) top = fmaxf(top, s[i][j]);
+        for (int j = 0; j < S::C; j++) top[i] = fmaxf(top[i], s[i][j]);
         for (int offset = 4; offset > 0; offset /= 2)
-            top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, offset));
-        const float base = top > -INFINITY ? top : 0; /* nothing visible yet: all p are 0 */
-        const float shrink = exp2_fast(max_[i] - base);
-        max_[i] = top;
+            top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], offset));
+        const float base = top[i] > -INFINITY ? top[i] : 0; /* nothing visible yet: all p are 0 */
+        const float shrink = exp2_fast(before - base);
         sum[i] *= shrink;
 #pragma unroll
         for (int j = 0; j < S::C; j++) {
@@ -291,28 +300,45 @@ static __device__ __forceinline__ void softmax_step(float (&s)[S::R][S::C], floa
     }
 }
 
-/* Blocks: (tile of queries, b, h), the last tiles first: under a causal mask they see most. */
+/* out becomes the mean of the values, and the log-sum-exps are written. */
 template <typename S>
-static __global__ void __launch_bounds__(S::THREADS) forward_kernel(AttnArgs a, CudaMask m) {
-    const int heads = a.B * a.H, b = (int)blockIdx.x % heads / a.H, h = (int)blockIdx.x % a.H;
-    const int first = ((int)(gridDim.x - 1 - blockIdx.x) / heads) * S::ROWS;
-    const Lane lane = lane_of<S>();
-    const Rows q = head_rows(a.q, a.qs, b, h, a.Tq, a.D), k = head_rows(a.k, a.ks, b, h, a.Tk, a.D),
-               v = head_rows(a.v, a.vs, b, h, a.Tk, a.D),
-               out = head_rows(a.out, a.os, b, h, a.Tq, a.D);
-    float *q_tile = (float *)shared_block(), *k_tile = q_tile + S::ROWS * S::ROW,
-          *v_tile = k_tile + S::COLUMNS * S::ROW, *p = v_tile + S::COLUMNS * S::ROW;
-    const float *q_lane = q_tile + lane.row * S::ROW, *k_lane = k_tile + lane.tx * S::ROW,
-                *v_lane = v_tile + lane.tx * S::RUN;
-
-    const Span keys = rows_see(a, m, first, S::ROWS).any;
-    const Seen seen = rows_see(a, m, first + lane.warp * S::WARP_ROWS, S::WARP_ROWS);
-    const int begin = keys.first / S::COLUMNS * S::COLUMNS;
-    float sum_out[S::R][S::SUMS] = {}, max_[S::R], sum[S::R] = {}, share[S::R];
+static __device__ __forceinline__ void softmax_end(const AttnArgs &a, const Place &me,
+                                                   const float (&top)[S::R],
+                                                   const float (&sum)[S::R],
+                                                   float (&out)[S::R][S::SUMS]) {
 #pragma unroll
-    for (int i = 0; i < S::R; i++) max_[i] = -INFINITY;
+    for (int i = 0; i < S::R; i++) {
+        float total = sum[i];
+        for (int offset = 4; offset > 0; offset /= 2)
+            total += __shfl_xor_sync(FULL_WARP, total, offset);
+        const float share = total == 0 ? 0 : 1 / total;
+#pragma unroll
+        for (int n = 0; n < S::SUMS; n++) out[i][n] *= share;
+        const int row = me.first + me.row + 4 * i;
+        if (me.tx == 0 && row < a.Tq)
+            ((float *)a.lse)[me.head * a.Tq + row] = top[i] * LN2 + logf(total);
+    }
+}
 
-    load_tile<S, S::ROWS>(q_tile, q, first);
+/* The last tiles of queries first: under a causal mask they see most. */
+template <typename S>
+static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
+    forward_kernel(AttnArgs a, CudaMask m) {
+    const Place me = place_of<S>(a, (int)(gridDim.x - 1 - blockIdx.x) / (a.B * a.H));
+    const Rows q = head_rows(a.q, a.qs, me, a.Tq, a.D), k = head_rows(a.k, a.ks, me, a.Tk, a.D),
+               v = head_rows(a.v, a.vs, me, a.Tk, a.D);
+    float *q_tile = (float *)shared_block(), *k_tile = q_tile + S::ROWS * S::ROW,
+          *v_tile = k_tile + S::COLUMNS * S::ROW, *p_tile = v_tile + S::COLUMNS * S::ROW;
+    float *p_lane = p_tile + me.row * S::SCORES;
+
+    const Span keys = rows_see(a, m, me.first, S::ROWS).any;
+    const Seen seen = rows_see(a, m, me.first + me.warp_row, S::WARP_ROWS);
+    const int begin = keys.first / S::COLUMNS * S::COLUMNS;
+    float out[S::R][S::SUMS] = {}, top[S::R], sum[S::R] = {};
+#pragma unroll
+    for (int i = 0; i < S::R; i++) top[i] = -INFINITY;
+
+    load_tile<S, S::ROWS>(q_tile, q, me.first);
     load_tile<S, S::COLUMNS>(k_tile, k, begin);
     tiles_arrive();
     for (int at = begin; at < keys.end; at += S::COLUMNS) {
@@ -320,28 +346,18 @@ static __global__ void __launch_bounds__(S::THREADS) forward_kernel(AttnArgs a, 
         load_tile<S, S::COLUMNS>(v_tile, v, at);
         if (meets) {
             float s[S::R][S::C];
-            const bool full = seen.all.first <= at && at + S::COLUMNS <= seen.all.end;
-            tile_dot<S>(s, q_lane, k_lane);
-            finish_scores<S>(s, a, m, full, first + lane.row, at + lane.tx);
-            softmax_step<S>(s, max_, sum, sum_out);
-            put_scores<S>(p + lane.row * S::SCORES + lane.tx, s);
+            tile_dot<S>(s, q_tile + me.row * S::ROW, k_tile + me.tx * S::ROW);
+            finish_scores<S>(s, a, m, seen.all, me, at);
+            softmax_step<S>(s, top, sum, out);
+            put_scores<S>(p_lane + me.tx, s);
         }
         tiles_arrive(); /* v; and nobody reads k */
         if (at + S::COLUMNS < keys.end) load_tile<S, S::COLUMNS>(k_tile, k, at + S::COLUMNS);
-        if (meets) tile_mix<S>(sum_out, p + lane.row * S::SCORES, v_lane);
+        if (meets) tile_mix<S>(out, p_lane, v_tile + me.tx * S::RUN);
         tiles_arrive(); /* the next k; and nobody reads v */
     }
-
-#pragma unroll
-    for (int i = 0; i < S::R; i++) {
-        for (int offset = 4; offset > 0; offset /= 2)
-            sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], offset);
-        const int row = first + lane.row + 4 * i;
-        share[i] = sum[i] == 0 ? 0 : 1 / sum[i];
-        if (lane.tx == 0 && row < a.Tq)
-            ((float *)a.lse)[((int64_t)b * a.H + h) * a.Tq + row] = max_[i] * LN2 + logf(sum[i]);
-    }
-    store_rows<S>(out, first + lane.row, lane.tx, sum_out, share);
+    softmax_end<S>(a, me, top, sum, out);
+    store_rows<S>(head_rows(a.out, a.os, me, a.Tq, a.D), me, 1, out);
 }
 
 /* ---- backward ---- */
@@ -389,155 +405,138 @@ static __global__ void queries_kernel(AttnArgs a, CudaMask m, Span *queries) {
     if (threadIdx.x % WARP == 0) queries[group] = s;
 }
 
-/* A query's log-sum-exp in units of log 2; +inf, so that p = 0, where it sees nothing or is none.
- */
-static __device__ __forceinline__ float lse_of(const AttnArgs &a, int64_t head, int i) {
-    const float lse = i < a.Tq ? ((const float *)a.lse)[head * a.Tq + i] : -INFINITY;
-    return lse == -INFINITY ? INFINITY : lse * LOG2E;
+/* What backward knows of a query: its log-sum-exp in units of log 2 (+inf, so that p = 0, where it
+ * sees nothing or is none) and its delta. */
+typedef struct Query {
+    float lse, delta;
+} Query;
+
+static __device__ __forceinline__ Query query_of(const AttnArgs &a, const float *delta,
+                                                 const Place &me, int i) {
+    if (i >= a.Tq) return {INFINITY, 0};
+    const float lse = ((const float *)a.lse)[me.head * a.Tq + i];
+    return {lse == -INFINITY ? INFINITY : lse * LOG2E, delta[me.head * a.Tq + i]};
 }
 
-/* s becomes p of own keys and other queries; query and key: the lane's first. */
+/* From s = k q' and dp = v dout' of own keys and the queries from `at` on: p in the place of s, ds
+ * in the place of dp. */
 template <typename S>
-static __device__ __forceinline__ void finish_columns(float (&s)[S::R][S::C], const AttnArgs &a,
-                                                      const CudaMask &m, int64_t head, int query,
-                                                      int key) {
+static __device__ __forceinline__ void keys_scores(float (&s)[S::R][S::C], float (&dp)[S::R][S::C],
+                                                   const AttnArgs &a, const CudaMask &m,
+                                                   const float *delta, const Place &me, int at) {
     const float factor = a.scale * LOG2E;
 #pragma unroll
     for (int j = 0; j < S::C; j++) {
-        const Span k = keys_of(a, m, min(query + 8 * j, a.Tq - 1));
-        const float lse = lse_of(a, head, query + 8 * j);
+        const int i = at + me.tx + 8 * j;
+        const Query query = query_of(a, delta, me, i);
+        const Span keys = keys_of(a, m, min(i, a.Tq - 1));
 #pragma unroll
-        for (int i = 0; i < S::R; i++) {
-            const int at = key + 4 * i;
-            s[i][j] = k.first <= at && at < k.end ? exp2_fast(s[i][j] * factor - lse) : 0;
+        for (int r = 0; r < S::R; r++) {
+            const int key = me.first + me.row + 4 * r;
+            const bool sees = keys.first <= key && key < keys.end;
+            s[r][j] = sees ? exp2_fast(s[r][j] * factor - query.lse) : 0;
+            dp[r][j] = s[r][j] * (dp[r][j] - query.delta);
         }
     }
 }
 
-/* dk and dv. Blocks: (b, h, tile of keys); the first tiles, which a causal mask shows to most
- * queries, first. */
+/* dk and dv. The first tiles of keys, which a causal mask shows to most queries, first. */
 template <typename S>
-static __global__ void __launch_bounds__(S::THREADS)
+static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     keys_kernel(AttnArgs a, CudaMask m, const float *delta, const Span *queries) {
-    const int heads = a.B * a.H, b = (int)blockIdx.x % heads / a.H, h = (int)blockIdx.x % a.H;
-    const int first = (int)blockIdx.x / heads * S::ROWS;
-    const int64_t head = (int64_t)b * a.H + h;
-    const Lane lane = lane_of<S>();
-    const Rows q = head_rows(a.q, a.qs, b, h, a.Tq, a.D), k = head_rows(a.k, a.ks, b, h, a.Tk, a.D),
-               v = head_rows(a.v, a.vs, b, h, a.Tk, a.D),
-               dout = head_rows(a.dout, a.os, b, h, a.Tq, a.D);
+    const Place me = place_of<S>(a, (int)blockIdx.x / (a.B * a.H));
+    const Rows q = head_rows(a.q, a.qs, me, a.Tq, a.D), k = head_rows(a.k, a.ks, me, a.Tk, a.D),
+               v = head_rows(a.v, a.vs, me, a.Tk, a.D),
+               dout = head_rows(a.dout, a.os, me, a.Tq, a.D);
     float *k_tile = (float *)shared_block(), *v_tile = k_tile + S::ROWS * S::ROW,
           *q_tile = v_tile + S::ROWS * S::ROW, *dout_tile = q_tile + S::COLUMNS * S::ROW,
           *scores = dout_tile + S::COLUMNS * S::ROW;
-    const float *k_lane = k_tile + lane.row * S::ROW, *v_lane = v_tile + lane.row * S::ROW,
-                *p_lane = scores + lane.row * S::SCORES;
+    float *p_lane = scores + me.row * S::SCORES;
 
-    Span met = {a.Tq, 0}, mine = met;
-    for (int w = 0; w < S::WARPS && first + w * GROUP < a.Tk; w++) {
-        const Span s = queries[first / GROUP + w];
-        met = {min(met.first, s.first), max(met.end, s.end)};
-        if (w == lane.warp) mine = s;
+    Span all = {a.Tq, 0}, mine = all;
+    for (int row = 0; row < S::ROWS && me.first + row < a.Tk; row += GROUP) {
+        const Span s = queries[(me.first + row) / GROUP];
+        all = {min(all.first, s.first), max(all.end, s.end)};
+        if (row == me.warp_row) mine = s;
     }
-    const int begin = met.first / S::COLUMNS * S::COLUMNS;
-    float dk[S::R][S::SUMS] = {}, dv[S::R][S::SUMS] = {}, one[S::R], scale[S::R];
-#pragma unroll
-    for (int i = 0; i < S::R; i++) one[i] = 1, scale[i] = a.scale;
+    const int begin = all.first / S::COLUMNS * S::COLUMNS;
+    float dk[S::R][S::SUMS] = {}, dv[S::R][S::SUMS] = {};
 
-    load_tile<S, S::ROWS>(k_tile, k, first);
-    load_tile<S, S::ROWS>(v_tile, v, first);
+    load_tile<S, S::ROWS>(k_tile, k, me.first);
+    load_tile<S, S::ROWS>(v_tile, v, me.first);
     load_tile<S, S::COLUMNS>(q_tile, q, begin);
     tiles_arrive();
-    for (int at = begin; at < met.end; at += S::COLUMNS) {
+    for (int at = begin; at < all.end; at += S::COLUMNS) {
         const bool meets = span_meets(mine, at, at + S::COLUMNS);
         float p[S::R][S::C], ds[S::R][S::C];
         load_tile<S, S::COLUMNS>(dout_tile, dout, at);
-        if (meets) {
-            tile_dot<S>(p, k_lane, q_tile + lane.tx * S::ROW);
-            finish_columns<S>(p, a, m, head, at + lane.tx, first + lane.row);
-        }
+        if (meets) tile_dot<S>(p, k_tile + me.row * S::ROW, q_tile + me.tx * S::ROW);
         tiles_arrive(); /* dout */
         if (meets) {
-            tile_dot<S>(ds, v_lane, dout_tile + lane.tx * S::ROW);
-#pragma unroll
-            for (int j = 0; j < S::C; j++) {
-                const int i = at + lane.tx + 8 * j;
-                const float d = i < a.Tq ? delta[head * a.Tq + i] : 0;
-#pragma unroll
-                for (int r = 0; r < S::R; r++) ds[r][j] = p[r][j] * (ds[r][j] - d);
-            }
-            put_scores<S>(scores + lane.row * S::SCORES + lane.tx, ds);
+            tile_dot<S>(ds, v_tile + me.row * S::ROW, dout_tile + me.tx * S::ROW);
+            keys_scores<S>(p, ds, a, m, delta, me, at);
+            put_scores<S>(p_lane + me.tx, ds);
             __syncwarp();
-            tile_mix<S>(dk, p_lane, q_tile + lane.tx * S::RUN);
+            tile_mix<S>(dk, p_lane, q_tile + me.tx * S::RUN);
             __syncwarp();
-            put_scores<S>(scores + lane.row * S::SCORES + lane.tx, p);
+            put_scores<S>(p_lane + me.tx, p);
         }
         __syncthreads(); /* nobody reads q */
-        if (at + S::COLUMNS < met.end) load_tile<S, S::COLUMNS>(q_tile, q, at + S::COLUMNS);
-        if (meets) tile_mix<S>(dv, p_lane, dout_tile + lane.tx * S::RUN);
+        if (at + S::COLUMNS < all.end) load_tile<S, S::COLUMNS>(q_tile, q, at + S::COLUMNS);
+        if (meets) tile_mix<S>(dv, p_lane, dout_tile + me.tx * S::RUN);
         tiles_arrive(); /* the next q; and nobody reads dout */
     }
-    if (a.dk)
-        store_rows<S>(head_rows(a.dk, a.ks, b, h, a.Tk, a.D), first + lane.row, lane.tx, dk, scale);
-    if (a.dv)
-        store_rows<S>(head_rows(a.dv, a.vs, b, h, a.Tk, a.D), first + lane.row, lane.tx, dv, one);
+    if (a.dk) store_rows<S>(head_rows(a.dk, a.ks, me, a.Tk, a.D), me, a.scale, dk);
+    if (a.dv) store_rows<S>(head_rows(a.dv, a.vs, me, a.Tk, a.D), me, 1, dv);
 }
 
-/* dq. Blocks as forward's. */
+/* dq, in forward's order. */
 template <typename S>
-static __global__ void __launch_bounds__(S::THREADS)
-    queries_grad_kernel(AttnArgs a, CudaMask m, const float *delta) {
-    const int heads = a.B * a.H, b = (int)blockIdx.x % heads / a.H, h = (int)blockIdx.x % a.H;
-    const int first = ((int)(gridDim.x - 1 - blockIdx.x) / heads) * S::ROWS;
-    const int64_t head = (int64_t)b * a.H + h;
-    const Lane lane = lane_of<S>();
-    const Rows q = head_rows(a.q, a.qs, b, h, a.Tq, a.D), k = head_rows(a.k, a.ks, b, h, a.Tk, a.D),
-               v = head_rows(a.v, a.vs, b, h, a.Tk, a.D),
-               dout = head_rows(a.dout, a.os, b, h, a.Tq, a.D);
+static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
+    dq_kernel(AttnArgs a, CudaMask m, const float *delta) {
+    const Place me = place_of<S>(a, (int)(gridDim.x - 1 - blockIdx.x) / (a.B * a.H));
+    const Rows q = head_rows(a.q, a.qs, me, a.Tq, a.D), k = head_rows(a.k, a.ks, me, a.Tk, a.D),
+               v = head_rows(a.v, a.vs, me, a.Tk, a.D),
+               dout = head_rows(a.dout, a.os, me, a.Tq, a.D);
     float *q_tile = (float *)shared_block(), *dout_tile = q_tile + S::ROWS * S::ROW,
           *k_tile = dout_tile + S::ROWS * S::ROW, *v_tile = k_tile + S::COLUMNS * S::ROW,
           *scores = v_tile + S::COLUMNS * S::ROW;
-    const float *q_lane = q_tile + lane.row * S::ROW, *dout_lane = dout_tile + lane.row * S::ROW,
-                *p_lane = scores + lane.row * S::SCORES;
+    float *ds_lane = scores + me.row * S::SCORES;
 
-    const Span keys = rows_see(a, m, first, S::ROWS).any;
-    const Seen seen = rows_see(a, m, first + lane.warp * S::WARP_ROWS, S::WARP_ROWS);
+    const Span keys = rows_see(a, m, me.first, S::ROWS).any;
+    const Seen seen = rows_see(a, m, me.first + me.warp_row, S::WARP_ROWS);
     const int begin = keys.first / S::COLUMNS * S::COLUMNS;
-    float dq[S::R][S::SUMS] = {}, lse[S::R], d[S::R], scale[S::R];
+    float dq[S::R][S::SUMS] = {};
+    Query query[S::R];
 #pragma unroll
-    for (int i = 0; i < S::R; i++) {
-        const int row = first + lane.row + 4 * i;
-        lse[i] = lse_of(a, head, row);
-        d[i] = row < a.Tq ? delta[head * a.Tq + row] : 0;
-        scale[i] = a.scale;
-    }
+    for (int i = 0; i < S::R; i++) query[i] = query_of(a, delta, me, me.first + me.row + 4 * i);
 
-    load_tile<S, S::ROWS>(q_tile, q, first);
-    load_tile<S, S::ROWS>(dout_tile, dout, first);
+    load_tile<S, S::ROWS>(q_tile, q, me.first);
+    load_tile<S, S::ROWS>(dout_tile, dout, me.first);
     load_tile<S, S::COLUMNS>(v_tile, v, begin);
     tiles_arrive();
     for (int at = begin; at < keys.end; at += S::COLUMNS) {
         const bool meets = span_meets(seen.any, at, at + S::COLUMNS);
-        float p[S::R][S::C], ds[S::R][S::C];
+        float s[S::R][S::C], ds[S::R][S::C];
         load_tile<S, S::COLUMNS>(k_tile, k, at);
-        if (meets) tile_dot<S>(ds, dout_lane, v_tile + lane.tx * S::ROW);
+        if (meets) tile_dot<S>(ds, dout_tile + me.row * S::ROW, v_tile + me.tx * S::ROW);
         tiles_arrive(); /* k; and nobody reads v */
         if (at + S::COLUMNS < keys.end) load_tile<S, S::COLUMNS>(v_tile, v, at + S::COLUMNS);
         if (meets) {
-            const bool full = seen.all.first <= at && at + S::COLUMNS <= seen.all.end;
-            tile_dot<S>(p, q_lane, k_tile + lane.tx * S::ROW);
-            finish_scores<S>(p, a, m, full, first + lane.row, at + lane.tx);
+            tile_dot<S>(s, q_tile + me.row * S::ROW, k_tile + me.tx * S::ROW);
+            finish_scores<S>(s, a, m, seen.all, me, at);
 #pragma unroll
             for (int i = 0; i < S::R; i++)
 #pragma unroll
                 for (int j = 0; j < S::C; j++)
-                    ds[i][j] = exp2_fast(p[i][j] - lse[i]) * (ds[i][j] - d[i]);
-            put_scores<S>(scores + lane.row * S::SCORES + lane.tx, ds);
+                    ds[i][j] = exp2_fast(s[i][j] - query[i].lse) * (ds[i][j] - query[i].delta);
+            put_scores<S>(ds_lane + me.tx, ds);
             __syncwarp();
-            tile_mix<S>(dq, p_lane, k_tile + lane.tx * S::RUN);
+            tile_mix<S>(dq, ds_lane, k_tile + me.tx * S::RUN);
         }
         tiles_arrive(); /* the next v; and nobody reads k */
     }
-    store_rows<S>(head_rows(a.dq, a.qs, b, h, a.Tq, a.D), first + lane.row, lane.tx, dq, scale);
+    store_rows<S>(head_rows(a.dq, a.qs, me, a.Tq, a.D), me, a.scale, dq);
 }
 
 /* ---- launches ---- */
@@ -586,8 +585,8 @@ static void backward(Ctx *c, const AttnArgs *a, CudaMask m, const float *delta,
         launch(c, keys_kernel<S>, dim3(blocks_of(a, a->Tk, S::ROWS)), dim3(S::THREADS), shared, *a,
                m, delta, queries);
     if (a->dq)
-        launch(c, queries_grad_kernel<S>, dim3(blocks_of(a, a->Tq, S::ROWS)), dim3(S::THREADS),
-               shared, *a, m, delta);
+        launch(c, dq_kernel<S>, dim3(blocks_of(a, a->Tq, S::ROWS)), dim3(S::THREADS), shared, *a, m,
+               delta);
 }
 
 void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m) {
