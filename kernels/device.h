@@ -6,15 +6,16 @@
 
 #include "llmc_like/ctx.h"
 
+extern const Device cuda_device; /* where nvcc was not found: one that runs nowhere */
 extern const Device cpu_device_avx512, cpu_device_avx2, cpu_device_portable, plain_device;
 
 extern const Device *const devices[]; /* best first, NULL at the end */
 
-/* Whether this processor can run it. */
+/* Whether this machine can run it. */
 bool device_runs_here(const Device *d);
 
-/* "cpu": the first of devices[] that runs here; or a device by its own name. NULL and a sentence
- * otherwise. */
+/* "auto": the first of devices[] that runs here; "cpu": the first CPU device; or a device by its
+ * own name. NULL and a sentence otherwise. */
 const Device *device_find(const char *name, Err *e);
 
 #endif

@@ -31,13 +31,13 @@ int ctx_init(Ctx *c, const char *device, int threads, uint64_t seed, bool dry, E
     arena_init(&c->gradients, "activation gradients", memory, dry);
     arena_init(&c->workspace, "workspace", memory, dry);
     pool_init(&c->pool, &c->gradients);
-    const Queue *queue = dry ? NULL : c->dev->queue;
-    c->profiling = !queue;
+    const Queue *queue = c->dev->queue;
+    c->profiling = !queue || dry;
     if (queue && queue->open(c, e)) {
         memset(c, 0, sizeof *c);
         return -1;
     }
-    c->fetched = queue ? queue->fetched(c) : calloc(FETCH_MAX, sizeof *c->fetched);
+    c->fetched = queue && !dry ? queue->fetched(c) : calloc(FETCH_MAX, sizeof *c->fetched);
     CHECK(c->fetched, "no memory for %d numbers", FETCH_MAX);
     return 0;
 }

@@ -36,7 +36,7 @@ typedef struct OpProfile {
  * started. A device without one has computed when a call returns. The functions of the context of
  * the same names (below) work on every device. */
 typedef struct Queue {
-    int (*open)(Ctx *c, Err *e); /* makes c->device_state, for a context that is not dry */
+    int (*open)(Ctx *c, Err *e); /* makes c->device_state; of a dry context too, without memory */
     /* Copies from the host's memory, which may be used again at once. */
     void (*upload)(Ctx *c, void *to, const void *from_host, size_t bytes);
     void (*fetch)(Ctx *c, double *to_host, const double *from); /* to_host: one of fetched */
@@ -49,7 +49,9 @@ typedef struct Queue {
 /* A device: its ops and the few kernels that no tape records. One constant table each
  * (kernels/cpu/table.c, kernels/cuda/table.cu). */
 typedef struct Device {
-    const char *name; /* "cpu-avx512", "cpu-avx2", "cpu-portable", "plain", "cuda" */
+    const char *name;     /* "cpu-avx512", "cpu-avx2", "cpu-portable", "plain", "cuda" */
+    int (*check)(Err *e); /* -1 and a sentence where it cannot run on this machine; NULL: it can */
+    void (*release)(Ctx *c); /* frees c->device_state; NULL where there is none */
     const Memory *memory;
     const Queue *queue; /* NULL: none */
     bool has_bf16;      /* else it computes in float32 alone (plain: float64 too) */
@@ -61,9 +63,9 @@ typedef struct Device {
      * *norm (the device's memory), and where it is NaN or infinite changes nothing else. */
     void (*update)(Ctx *c, struct Optim *o, struct ParamTable *p, double lr_factor, double clip,
                    double *norm);
+    size_t (*update_workspace)(const Ctx *c, const struct ParamTable *p); /* its ctx_workspace */
     /* GFLOP/s of its matrix product in c->dtype, measured; NULL: peak_gflops measures gemm */
     double (*peak)(Ctx *c);
-    size_t (*update_workspace)(const Ctx *c, const struct ParamTable *p); /* its ctx_workspace */
     /* The rest is for devices with host memory; NULL elsewhere. */
     /* C (M, N) = alpha op(A) op(B) + beta C, row-major; op(A) is (M, K), op(B) is (K, N); ta, tb:
      * stored transposed. Inside a parallel region (the update runs one matrix a thread) it computes
@@ -74,7 +76,6 @@ typedef struct Device {
     double (*sum_squares)(Ctx *c, const float *x,
                           int64_t n); /* in double; the same for any number of threads */
     const struct OptimKernels *optim; /* llmc_like/optim.h */
-    void (*release)(Ctx *c);          /* frees c->device_state; NULL where there is none */
 } Device;
 
 enum { FETCH_MAX = 8192 };

@@ -25,7 +25,7 @@ int err_prefix(Err *e, const char *fmt, ...) {
     return -1;
 }
 
-_Noreturn void check_failed(const char *file, int line, const char *func, const char *cond,
+void check_failed(const char *file, int line, const char *func, const char *cond,
                             const char *fmt, ...) {
     fflush(stdout);
     fprintf(stderr, "%s:%d: in %s: check `%s` failed: ", file, line, func, cond);

@@ -29,8 +29,29 @@ static void accumulate(Ctx *c, DType dtype, void *to, const void *from, int64_t 
 #define QUOTE(x) #x
 #define DEVICE_NAME(isa) "cpu-" QUOTE(isa)
 
+/* Whether the processor has the instructions that this copy of the sources was compiled for. */
+static int check(Err *e) {
+    __builtin_cpu_init();
+    bool runs = true;
+#ifdef __AVX512F__ /* x86-64-v4 */
+    runs = runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+#endif
+#ifdef __AVX2__ /* x86-64-v3 */
+    runs = runs && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("bmi2");
+#endif
+    if (runs) return 0;
+    return err_set(e,
+                   "--device " DEVICE_NAME(ISA) ": this processor lacks its instructions; --device "
+                   "cpu takes the best it has");
+}
+
 const Device ISA_FN(cpu_device) = {
     .name = DEVICE_NAME(ISA),
+    .check = check,
+    .release = ISA_FN(onednn_release),
     .memory = &host_memory,
     .ops = ops,
     .attn = attn,
@@ -40,5 +61,4 @@ const Device ISA_FN(cpu_device) = {
     .gemm = ISA_FN(gemm),
     .sum_squares = ISA_FN(sum_squares),
     .optim = &ISA_FN(cpu_optim),
-    .release = ISA_FN(onednn_release),
 };

@@ -36,9 +36,13 @@ typedef struct Cuda {
     struct CudaMasks *masks; /* intervals and documents on the device, attention.cuh */
     struct CudaTimes *times; /* events not yet read, device.cu */
     struct Staging *staging; /* pinned memory for inputs, device.cu */
-    int n_sm;                /* multiprocessors */
-    int max_shared;          /* bytes of dynamic shared memory that a block may ask for */
-    int arch;                /* 80, 90, ... */
+    struct OptimTable *rows; /* the parameters' rows on the device, optim.cu */
+    double *fetched;         /* pinned: Ctx.fetched */
+    cudaEvent_t mark[8];     /* a ring */
+    uint64_t n_marks;
+    int n_sm;       /* multiprocessors */
+    int max_shared; /* bytes of dynamic shared memory that a block may ask for */
+    int arch;       /* 80, 90, ... */
 } Cuda;
 
 static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
@@ -78,8 +82,12 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
     if (shared > WITHOUT_ASKING)
         CUDA(c, cudaFuncSetAttribute((const void *)kernel,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    kernel<<<grid, block, shared, cuda_of(c)->stream> > >(P(args)...);
-    CUDA(c, cudaGetLastError());
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = cuda_of(c)->stream;
+    CUDA(c, cudaLaunchKernelEx(&config, kernel, P(args)...));
 #endif
 }
 
