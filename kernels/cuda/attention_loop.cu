@@ -74,5 +74,10 @@ static void backward(Ctx *c, const AttnArgs *a) {
     }
 }
 
-extern const AttnBackend attn_loop_cuda = {NULL,    NULL,    documents_declined, NULL, workspace,
-                                           forward, backward};
+extern const AttnBackend attn_loop_cuda = {.name = NULL,
+                                           .help = NULL,
+                                           .supports = documents_declined,
+                                           .prepare = NULL,
+                                           .workspace = workspace,
+                                           .forward = forward,
+                                           .backward = backward};

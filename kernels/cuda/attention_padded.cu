@@ -159,5 +159,10 @@ static void run(Ctx *c, const AttnArgs *a, bool backward) {
 static void forward(Ctx *c, const AttnArgs *a) { run(c, a, false); }
 static void backward(Ctx *c, const AttnArgs *a) { run(c, a, true); }
 
-extern const AttnBackend attn_padded_cuda = {NULL,    NULL,    documents_declined, NULL, workspace,
-                                             forward, backward};
+extern const AttnBackend attn_padded_cuda = {.name = NULL,
+                                             .help = NULL,
+                                             .supports = documents_declined,
+                                             .prepare = NULL,
+                                             .workspace = workspace,
+                                             .forward = forward,
+                                             .backward = backward};

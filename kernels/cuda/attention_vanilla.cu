@@ -24,5 +24,10 @@ static void backward(Ctx *c, const AttnArgs *a) {
     scores_backward(c, a, cuda_mask(c, a->mask), a, WHOLE, a->workspace);
 }
 
-extern const AttnBackend attn_vanilla_cuda = {NULL,      NULL,    supports, NULL,
-                                              workspace, forward, backward};
+extern const AttnBackend attn_vanilla_cuda = {.name = NULL,
+                                              .help = NULL,
+                                              .supports = supports,
+                                              .prepare = NULL,
+                                              .workspace = workspace,
+                                              .forward = forward,
+                                              .backward = backward};
