@@ -23,6 +23,7 @@
 #include "kernels/cuda/flash_tile.cuh"
 
 enum { ROWS = 128, COLS = 64 }; /* queries and keys of a tile */
+enum { STEP = 32 };             /* keys that a warp takes at once */
 #define SLACK 8.0f
 
 /* Heads whose keys and values stay in L2 together are computed together. */
@@ -33,20 +34,22 @@ typedef struct Forward {
     float *lse;
     const int32_t *lo, *hi;
     int heads, H, Tq, Tk, D, offset, n_tiles, group;
-    float scale;
+    float scale; /* to scores in units of log 2 */
 } Forward;
 
 template <int D>
 struct ForwardShared {
     bf16 q[ROWS * D], k[2][COLS * D], v[2][COLS * D];
     Interval rows[ROWS];
+    Limits warps[ROWS / 16]; /* of each warp's rows */
 };
 
 /* One warp's rows: M x 16. Lane 4 g + t has rows g and g + 8 of each 16. */
 template <int D, int M>
 struct ForwardRows {
     float out[M][D / 8][4];
-    float top[M][2], sum[M][2]; /* the maximum in units of log 2; of 2^(s - top), this lane's part */
+    float top[M][2],
+        sum[M][2]; /* the maximum in units of log 2; of 2^(s - top), this lane's part */
 };
 
 /* Where this block is: within a group of heads the last queries first, which see the most keys
@@ -60,12 +63,12 @@ static __device__ __forceinline__ void forward_place(const Forward &p, int *head
 
 /* s = q k' */
 template <int D, int M>
-static __device__ __forceinline__ void forward_scores(float s[M][COLS / 8][4], bf16 *q, int row,
-                                                      bf16 *k) {
+static __device__ __forceinline__ void forward_scores(float s[M][STEP / 8][4], bf16 *q, int row,
+                                                      bf16 *k, int key) {
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < COLS / 8; n++)
+        for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) s[m][n][e] = 0;
 #pragma unroll
@@ -74,9 +77,9 @@ static __device__ __forceinline__ void forward_scores(float s[M][COLS / 8][4], b
 #pragma unroll
         for (int m = 0; m < M; m++) load_a<D>(a[m], q, row + 16 * m, d);
 #pragma unroll
-        for (int n = 0; n < COLS / 8; n += 2) {
+        for (int n = 0; n < STEP / 8; n += 2) {
             uint32_t b[4];
-            load_b<D>(b, k, 8 * n, d);
+            load_b<D>(b, k, key + 8 * n, d);
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 mma_m16n8k16(s[m][n], a[m], b);
@@ -88,7 +91,7 @@ static __device__ __forceinline__ void forward_scores(float s[M][COLS / 8][4], b
 
 /* s = -inf where the row's query does not see the key. */
 template <int M>
-static __device__ __forceinline__ void forward_hide(float s[M][COLS / 8][4], const Interval *rows,
+static __device__ __forceinline__ void forward_hide(float s[M][STEP / 8][4], const Interval *rows,
                                                     int col) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
@@ -97,7 +100,7 @@ static __device__ __forceinline__ void forward_hide(float s[M][COLS / 8][4], con
         for (int half = 0; half < 2; half++) {
             const Interval sees = rows[16 * m + 8 * half + g];
 #pragma unroll
-            for (int n = 0; n < COLS / 8; n++)
+            for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     const int key = col + 8 * n + 2 * t + e;
@@ -109,7 +112,7 @@ static __device__ __forceinline__ void forward_hide(float s[M][COLS / 8][4], con
 /* Makes room for the tile's largest scores: top grows, and sum and out shrink with it. */
 template <int D, int M>
 static __device__ __forceinline__ void forward_grow(ForwardRows<D, M> &w,
-                                                    const float s[M][COLS / 8][4], float scale) {
+                                                    const float s[M][STEP / 8][4], float scale) {
     float top[M][2];
     bool grows = false;
 #pragma unroll
@@ -118,7 +121,7 @@ static __device__ __forceinline__ void forward_grow(ForwardRows<D, M> &w,
         for (int half = 0; half < 2; half++) {
             float x = -INFINITY;
 #pragma unroll
-            for (int n = 0; n < COLS / 8; n++)
+            for (int n = 0; n < STEP / 8; n++)
                 x = fmaxf(x, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
             x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 1));
             x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
@@ -145,7 +148,7 @@ static __device__ __forceinline__ void forward_grow(ForwardRows<D, M> &w,
 /* s becomes p = 2^(scale s - top), which sum counts. */
 template <int D, int M>
 static __device__ __forceinline__ void forward_softmax(ForwardRows<D, M> &w,
-                                                       float s[M][COLS / 8][4], float scale) {
+                                                       float s[M][STEP / 8][4], float scale) {
     forward_grow(w, s, scale);
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -154,7 +157,7 @@ static __device__ __forceinline__ void forward_softmax(ForwardRows<D, M> &w,
             /* nothing visible yet: all p are 0 */
             const float top = w.top[m][half] > -INFINITY ? w.top[m][half] : 0.0f;
 #pragma unroll
-            for (int n = 0; n < COLS / 8; n++)
+            for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
                 for (int e = 2 * half; e < 2 * half + 2; e++) {
                     s[m][n][e] = exp2_fast(fmaf(s[m][n][e], scale, -top));
@@ -166,16 +169,17 @@ static __device__ __forceinline__ void forward_softmax(ForwardRows<D, M> &w,
 /* out += p v */
 template <int D, int M>
 static __device__ __forceinline__ void forward_values(ForwardRows<D, M> &w,
-                                                      const float p[M][COLS / 8][4], bf16 *v) {
+                                                      const float p[M][STEP / 8][4], bf16 *v,
+                                                      int key) {
 #pragma unroll
-    for (int n = 0; n < COLS / 8; n += 2) {
+    for (int n = 0; n < STEP / 8; n += 2) {
         uint32_t a[M][4];
 #pragma unroll
         for (int m = 0; m < M; m++) pack_a(a[m], &p[m][n]);
 #pragma unroll
         for (int d = 0; d < D / 8; d += 2) {
             uint32_t b[4];
-            load_b_trans<D>(b, v, 8 * n, 8 * d);
+            load_b_trans<D>(b, v, key + 8 * n, 8 * d);
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 mma_m16n8k16(w.out[m][d], a[m], b);
@@ -203,9 +207,9 @@ static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardR
                 p.lse[(int64_t)head * p.Tq + row + at] = LN2 * (w.top[m][half] + log2f(sum));
 #pragma unroll
             for (int n = 0; n < D / 8; n++)
-                tile_put<D>(q, warp_row + at, 8 * n + 2 * t,
-                            pack_bf16(w.out[m][n][2 * half] * share,
-                                      w.out[m][n][2 * half + 1] * share));
+                tile_put<D>(
+                    q, warp_row + at, 8 * n + 2 * t,
+                    pack_bf16(w.out[m][n][2 * half] * share, w.out[m][n][2 * half + 1] * share));
         }
     __syncwarp();
     tile_store<D>(head_rows(p.out, head / p.H, head % p.H, p.Tq, p.D), row, q, warp_row, 16 * M);
@@ -227,9 +231,10 @@ static __global__ void __launch_bounds__(ROWS / M * 2, BLOCKS) forward_kernel(Fo
 
     const int warp_row = threadIdx.x / WARP * 16 * M;
     const Interval *rows = shared.rows + warp_row;
-    const Limits block = warp_limits(shared.rows, ROWS), mine = warp_limits(rows, 16 * M);
+    const Limits block = warp_limits(shared.rows, ROWS);
+    Limits &mine = shared.warps[threadIdx.x / WARP]; /* not in registers: there are none left */
+    mine = warp_limits(rows, 16 * M);
     const int end = (block.end + COLS - 1) / COLS;
-    const float scale = p.scale * LOG2E;
     ForwardRows<D, M> w;
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -240,27 +245,30 @@ static __global__ void __launch_bounds__(ROWS / M * 2, BLOCKS) forward_kernel(Fo
 #pragma unroll
             for (int e = 0; e < 4; e++) w.out[m][n][e] = 0;
     }
-    int tile = block.first / COLS, stage = 0;
+    int tile = block.first / COLS;
     if (tile < end) {
-        tile_load<COLS, D, THREADS>(shared.k[0], k, tile * COLS);
-        tile_load<COLS, D, THREADS>(shared.v[0], v, tile * COLS);
+        tile_load<COLS, D, THREADS>(shared.k[tile % 2], k, tile * COLS);
+        tile_load<COLS, D, THREADS>(shared.v[tile % 2], v, tile * COLS);
     }
     cp_async_commit();
-    for (; tile < end; tile++, stage ^= 1) {
+    for (; tile < end; tile++) {
         cp_async_wait<0>();
         __syncthreads(); /* the tile is there, and nobody reads the one before it any more */
         if (tile + 1 < end) {
-            tile_load<COLS, D, THREADS>(shared.k[stage ^ 1], k, (tile + 1) * COLS);
-            tile_load<COLS, D, THREADS>(shared.v[stage ^ 1], v, (tile + 1) * COLS);
+            tile_load<COLS, D, THREADS>(shared.k[(tile + 1) % 2], k, (tile + 1) * COLS);
+            tile_load<COLS, D, THREADS>(shared.v[(tile + 1) % 2], v, (tile + 1) * COLS);
         }
         cp_async_commit();
-        const int col = tile * COLS;
-        if (!limits_see(mine, col, col + COLS)) continue;
-        float s[M][COLS / 8][4];
-        forward_scores<D, M>(s, shared.q, warp_row, shared.k[stage]);
-        if (!limits_full(mine, col, col + COLS)) forward_hide<M>(s, rows, col);
-        forward_softmax(w, s, scale);
-        forward_values(w, s, shared.v[stage]);
+#pragma unroll 1
+        for (int key = 0; key < COLS; key += STEP) {
+            const int col = tile * COLS + key;
+            if (!limits_see(mine, col, col + STEP)) continue;
+            float s[M][STEP / 8][4];
+            forward_scores<D, M>(s, shared.q, warp_row, shared.k[tile % 2], key);
+            if (!limits_full(mine, col, col + STEP)) forward_hide<M>(s, rows, col);
+            forward_softmax(w, s, p.scale);
+            forward_values(w, s, shared.v[tile % 2], key);
+        }
     }
     cp_async_wait<0>();
     __syncthreads(); /* where there was no tile: the queries are there, and may be overwritten */
@@ -291,7 +299,7 @@ void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                        a->offset,
                        (a->Tq + ROWS - 1) / ROWS,
                        fit < a->B * a->H ? fit : a->B * a->H,
-                       a->scale};
+                       a->scale * LOG2E};
     if (a->D <= 32)
         forward_start<32, 2, 3>(c, p);
     else if (a->D <= 64)

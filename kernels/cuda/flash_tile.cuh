@@ -72,8 +72,8 @@ static __device__ __forceinline__ void tile_load(bf16 *tile, const FlashRows &fr
         const bf16 *at = from.data + (first + row) * from.step + chunk * 8;
         Pack<bf16> x;
         for (int e = 0; e < 8; e++)
-            x.at[e] = first + row < from.rows && chunk * 8 + e < from.D ? at[e]
-                                                                        : from_float<bf16>(0);
+            x.at[e] =
+                first + row < from.rows && chunk * 8 + e < from.D ? at[e] : from_float<bf16>(0);
         *(Pack<bf16> *)tile_at<COLS>(tile, row, chunk) = x;
     }
 }
@@ -151,8 +151,8 @@ typedef struct Interval {
 } Interval;
 
 /* What a row of queries may see, of Tk keys. */
-static __device__ __forceinline__ Interval interval_of(const int32_t *lo, const int32_t *hi, int row,
-                                                       int Tq, int Tk, int offset) {
+static __device__ __forceinline__ Interval interval_of(const int32_t *lo, const int32_t *hi,
+                                                       int row, int Tq, int Tk, int offset) {
     if (row >= Tq) return {INT_MAX, 0};
     if (!lo) return {0, Tk};
     const int from = lo[offset + row], to = min(hi[offset + row], Tk);
