@@ -233,7 +233,9 @@ static __global__ void __launch_bounds__(ROWS / M * 2, BLOCKS) forward_kernel(Fo
     const Interval *rows = shared.rows + warp_row;
     const Limits block = warp_limits(shared.rows, ROWS);
     Limits &mine = shared.warps[threadIdx.x / WARP]; /* not in registers: there are none left */
-    mine = warp_limits(rows, 16 * M);
+    const Limits limits = warp_limits(rows, 16 * M);
+    if (threadIdx.x % WARP == 0) mine = limits;
+    __syncwarp();
     const int end = (block.end + COLS - 1) / COLS;
     ForwardRows<D, M> w;
 #pragma unroll

@@ -10,6 +10,8 @@
 #ifndef KERNELS_CUDA_FLASH_TILE_CUH
 #define KERNELS_CUDA_FLASH_TILE_CUH
 
+#include <limits.h>
+
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/ptx.cuh"
