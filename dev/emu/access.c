@@ -289,7 +289,8 @@ bool emu_is_shared(const void *p, size_t bytes) {
     void __tsan_unaligned_read##n(const void *p) { emu_read(p, n, PC); } \
     void __tsan_unaligned_write##n(const void *p) { emu_write(p, n, PC); }
 ALIGNED(1)
-ALIGNED(2) ALIGNED(4) ALIGNED(8) ALIGNED(16) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
+ALIGNED(2)
+ALIGNED(4) ALIGNED(8) ALIGNED(16) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
 
     void __tsan_init(void);
 void __tsan_read_range(const void *p, size_t bytes);
