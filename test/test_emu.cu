@@ -55,8 +55,8 @@ static void test_elementwise(void **) {
 static __global__ void sum_kernel(double *y, const float *x, int n) {
     double sum = 0;
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) sum += x[i + n * blockIdx.x];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) y[blockIdx.x] = sum;
+    sum = block_sum(sum) + block_sum(-1.0);
+    if (threadIdx.x == 0) y[blockIdx.x] = sum + blockDim.x;
 }
 
 static void test_block_sum(void **) {
@@ -256,6 +256,32 @@ static void test_mma_tf32(void **) {
     CUDA(NULL, cudaFree(dB));
 }
 
+/* ---- what the host sees before it waits, and after ---- */
+
+static void test_late_copy(void **) {
+    const float x = 5;
+    float *dx = to_device(&x, 1), *pinned, ms;
+    cudaEvent_t before, after;
+    CUDA(NULL, cudaMallocHost(&pinned, sizeof *pinned));
+    CUDA(NULL, cudaEventCreate(&before));
+    CUDA(NULL, cudaEventCreate(&after));
+    CUDA(NULL, cudaEventRecord(before, NULL));
+    *pinned = 1;
+    CUDA(NULL, cudaMemcpyAsync(pinned, dx, sizeof *dx, cudaMemcpyDeviceToHost, NULL));
+    CUDA(NULL, cudaEventRecord(after, NULL));
+    CUDA(NULL, cudaEventSynchronize(before));
+    assert_true(isnan(*pinned));
+    assert_int_equal(cudaEventElapsedTime(&ms, before, after), cudaErrorNotReady);
+    assert_int_equal(cudaGetLastError(), cudaErrorNotReady);
+    CUDA(NULL, cudaEventSynchronize(after));
+    assert_true(*pinned == 5);
+    CUDA(NULL, cudaEventElapsedTime(&ms, before, after));
+    CUDA(NULL, cudaEventDestroy(before));
+    CUDA(NULL, cudaEventDestroy(after));
+    CUDA(NULL, cudaFreeHost(pinned));
+    CUDA(NULL, cudaFree(dx));
+}
+
 /* ---- cuBLASLt: D (m, n) = relu(2 A' B + 3 C + bias), columns first, two of them ---- */
 
 #define BLAS(call) assert_int_equal(call, CUBLAS_STATUS_SUCCESS)
@@ -370,8 +396,8 @@ int main(void) {
         cmocka_unit_test(test_transpose),   cmocka_unit_test(test_shuffles),
         cmocka_unit_test(test_syncwarp),    cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_mma_bf16),    cmocka_unit_test(test_mma_tf32),
-        cmocka_unit_test(test_product),     cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_philox),
+        cmocka_unit_test(test_late_copy),   cmocka_unit_test(test_product),
+        cmocka_unit_test(test_bf16),        cmocka_unit_test(test_philox),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -230,6 +230,15 @@ static void copy_too_long() {
     CUDA(NULL, cudaMemcpy(x, zeros<float>(10), sizeof x, cudaMemcpyDeviceToHost));
 }
 
+/* The host refills a buffer that a copy still reads. */
+static void refills_early() {
+    float *pinned, *y = zeros<float>(10);
+    CUDA(NULL, cudaMallocHost(&pinned, 10 * sizeof *pinned));
+    CUDA(NULL, cudaMemcpyAsync(y, pinned, 10 * sizeof *y, cudaMemcpyHostToDevice, NULL));
+    pinned[3] = 1;
+    CUDA(NULL, cudaDeviceSynchronize());
+}
+
 static __global__ void misaligned_kernel(float *y, const float *x) {
     const Pack<float> p = load_pack(x + 1);
     y[threadIdx.x] = p.at[0] + p.at[3];
@@ -302,6 +311,7 @@ static const Bug bugs[] = {
     {"host memory", memory_of_host, "which is not the device's memory", NULL},
     {"host touches", host_touches, "host code touches device memory", NULL},
     {"copy too long", copy_too_long, "not live device memory", ""},
+    {"refills early", refills_early, "were changed before the host had waited", ""},
     {"misaligned", misaligned, "is not aligned to 16 bytes", "misaligned"},
     {"same place", same_place, "which another block wrote", NULL},
     {"reads an earlier block's", reads_earlier_block, "which another block wrote", NULL},

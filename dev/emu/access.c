@@ -281,21 +281,30 @@ bool emu_is_shared(const void *p, size_t bytes) {
 
 #define PC __builtin_return_address(0)
 
-#define ALIGNED(n)                                             \
-    void __tsan_read##n(const void *p);                        \
-    void __tsan_write##n(const void *p);                       \
-    void __tsan_read##n(const void *p) { emu_read(p, n, PC); } \
-    void __tsan_write##n(const void *p) { emu_write(p, n, PC); }
-#define UNALIGNED(n)                                                     \
-    void __tsan_unaligned_read##n(const void *p);                        \
-    void __tsan_unaligned_write##n(const void *p);                       \
-    void __tsan_unaligned_read##n(const void *p) { emu_read(p, n, PC); } \
-    void __tsan_unaligned_write##n(const void *p) { emu_write(p, n, PC); }
-ALIGNED(1)
-ALIGNED(2)
-ALIGNED(4) ALIGNED(8) ALIGNED(16) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
+#define CALLED(name, check, n)                    \
+    void name(const void *p);                     \
+    void name(const void *p) { check(p, n, PC); } \
+    void name(const void *p)
+CALLED(__tsan_read1, emu_read, 1);
+CALLED(__tsan_write1, emu_write, 1);
+CALLED(__tsan_read2, emu_read, 2);
+CALLED(__tsan_write2, emu_write, 2);
+CALLED(__tsan_read4, emu_read, 4);
+CALLED(__tsan_write4, emu_write, 4);
+CALLED(__tsan_read8, emu_read, 8);
+CALLED(__tsan_write8, emu_write, 8);
+CALLED(__tsan_read16, emu_read, 16);
+CALLED(__tsan_write16, emu_write, 16);
+CALLED(__tsan_unaligned_read2, emu_read, 2);
+CALLED(__tsan_unaligned_write2, emu_write, 2);
+CALLED(__tsan_unaligned_read4, emu_read, 4);
+CALLED(__tsan_unaligned_write4, emu_write, 4);
+CALLED(__tsan_unaligned_read8, emu_read, 8);
+CALLED(__tsan_unaligned_write8, emu_write, 8);
+CALLED(__tsan_unaligned_read16, emu_read, 16);
+CALLED(__tsan_unaligned_write16, emu_write, 16);
 
-    void __tsan_init(void);
+void __tsan_init(void);
 void __tsan_read_range(const void *p, size_t bytes);
 void __tsan_write_range(const void *p, size_t bytes);
 void __tsan_init(void) {}
