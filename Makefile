@@ -39,7 +39,7 @@ EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
 EMU_TESTS := test_emu test_emu_bugs
 ifneq ($(EMU),)
 CXX      := g++
-CXXFLAGS := -std=c++20 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
+CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
             -fno-exceptions -fno-rtti -fno-threadsafe-statics -ffp-contract=fast
 ifeq ($(filter asan,$(MAKECMDGOALS)),)
 CXXFLAGS += -fsanitize=thread,alignment,bounds -fno-sanitize-recover=alignment,bounds \
