@@ -24,7 +24,7 @@ void cuda_masks_free(struct CudaMasks *masks);
  * memory. Strides are any; 16-byte loads where addresses and strides allow them.
  *
  * delta (B, H, Tq) float32 = rowsum(dout out), the first pass of backward, into the workspace. */
-size_t flash_workspace(Ctx *c, const AttnArgs *a, bool backward);
+size_t flash_workspace_bf16(const AttnArgs *a, bool backward);  /* flash_backward_bf16.cu */
 void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_bf16.cu */
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);
 void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_f32.cu */
