@@ -2,6 +2,7 @@
 # make               the programs, the tests of fixtures and the benchmarks
 # make test          builds and runs every test;   make asan test: the same under AddressSanitizer and UBSan
 # make test-self     the tests that spoil results and sources and expect tests and checks to see it
+# make test-emu      the tests of the CUDA half, on the CPU (dev/emu);   make emu train_wm: a program so
 # make check         formatting, budgets and include rules;   make format: formats
 # make bench         benchmarks;   make bench-peer PYTHON=...: PyTorch beside them, in turns
 #
@@ -32,29 +33,62 @@ BUILD    := build/asan
 BIN      := build/asan/bin
 endif
 
+# `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
+# The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
+EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
+EMU_TESTS := test_emu test_emu_bugs
+ifneq ($(EMU),)
+CXX      := g++
+CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
+            -fno-exceptions -fno-rtti -fno-threadsafe-statics -ffp-contract=fast
+ifeq ($(filter asan,$(MAKECMDGOALS)),)
+CXXFLAGS += -fsanitize=thread,alignment,bounds -fno-sanitize-recover=alignment,bounds \
+            --param tsan-instrument-func-entry-exit=0
+BUILD    := build/emu
+else
+CXXFLAGS += -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+BUILD    := build/emu-asan
+endif
+BIN      := $(BUILD)/bin
+endif
+
 # `make deps train_wm`: nothing is compiled before the packages are there, with -j too
 AFTER    := $(filter deps,$(MAKECMDGOALS))
 
 LIB_SRC  := $(wildcard llmc_like/*.c kernels/*.c kernels/flex/*.c kernels/plain/*.c models/*.c data/*.c)
 CPU_SRC  := $(wildcard kernels/cpu/*.c)
-LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach i,$(ISAS),$(CPU_SRC:%.c=$(BUILD)/$(i)/%.o))
+ifneq ($(EMU),)
+LIB_SRC  := $(filter-out kernels/no_cuda.c,$(LIB_SRC)) $(wildcard dev/emu/*.c)
+CU_SRC   := $(wildcard kernels/cuda/*.cu)
+endif
+LIB_OBJ  := $(CU_SRC:%.cu=$(BUILD)/%.o) $(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach i,$(ISAS),$(CPU_SRC:%.c=$(BUILD)/$(i)/%.o))
 LIB      := $(BUILD)/libllmc_like.a
 
 PROGRAMS := $(patsubst %.c,$(BIN)/%,$(wildcard train_*.c))
 FIXTURES := $(patsubst test/fixtures_%.c,$(BIN)/test_%,$(wildcard test/fixtures_*.c))
 BENCHES  := $(patsubst dev/bench/%.c,$(BIN)/%,$(wildcard dev/bench/bench_*.c))
 TESTS    := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
+ifneq ($(EMU),)
+TESTS    := $(EMU_TESTS:%=$(BUILD)/test/%)
+endif
 
-.PHONY: all asan deps test test-self check bench bench-peer format clean
+.PHONY: all asan emu deps test test-emu test-emu-self test-self check bench bench-peer format clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) $(FIXTURES) $(BENCHES)
-asan: all
+asan emu: $(if $(filter-out asan emu,$(MAKECMDGOALS)),,all)
 
 $(BUILD)/%.o: %.c | $(AFTER)
 	@mkdir -p $(@D)
 	$(CC) $(WARN) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+
+ifneq ($(EMU),)
+$(BUILD)/%.o: %.cu | $(AFTER)
+	@mkdir -p $(@D)
+	$(CXX) -x c++ $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/dev/emu/%.o: CPPFLAGS += -Idev/emu/include
+endif
 
 define isa_rule
 $(BUILD)/$(1)/%.o: %.c | $(AFTER)
@@ -92,10 +126,17 @@ deps:
 test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
 
+test-emu: $(TESTS)
+	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
+
+test-emu-self: $(TESTS)
+	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(PLANT)
+
 test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
 	$(BUILD)/test/test_ops
 	$(BUILD)/test/test_fixtures
 	dev/check --self
+	$(MAKE) test-emu-self
 
 # This test runs the programs on fixtures; tests of train_wm find it in BIN
 $(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_BIN='"$(BIN)"'

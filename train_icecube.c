@@ -254,7 +254,7 @@ static void memory(void *self, StepPlan *plan) {
     const Program *p = self;
     size_t bytes = 0;
     for (int i = 0; i < p->now.n_parts; i++) bytes += p->now.part[i].block_bytes;
-    plan_add(plan, "batches ahead", LOADER_BUFFERS * bytes);
+    plan_add(plan, &host_memory, "batches ahead", LOADER_BUFFERS * bytes);
 }
 
 /* ---- evaluation and prediction ---- */

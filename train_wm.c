@@ -158,11 +158,12 @@ static int open_sampler(Program *p, Err *e) {
 
 static void memory(void *self, StepPlan *plan) {
     Program *p = self;
-    plan_add(plan, "batches ahead", LOADER_BUFFERS * batch_bytes(self));
+    plan_add(plan, &host_memory, "batches ahead", LOADER_BUFFERS * batch_bytes(self));
     if (!p->s.train.eval_every) return;
     WmSampler dry;
     wm_sampler_init(&dry, &p->m, &p->t.c, 1, (float)p->s.cfg, NULL); /* the context is dry */
-    plan_add(plan, "sampling window", (size_t)dry.n_branches * dry.cache[0].memory.peak);
+    plan_add(plan, p->t.c.dev->memory, "sampling window",
+             (size_t)dry.n_branches * dry.cache[0].memory.peak);
     wm_sampler_free(&dry);
 }
 

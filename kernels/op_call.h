@@ -50,13 +50,13 @@ static inline void run(Ctx *c, OpCall *o) {
     }
     const OpKernel *k = &c->dev->ops[o->op];
     CHECK(k->forward, "%s has no op %s", c->dev->name, op_name(o->op));
-    ctx_lap(c, NULL);
+    ctx_lap(c, CLOCK_OP, NULL);
     c->op = o;
     if (!c->dry) k->forward(c, o);
     c->op = NULL;
     OpProfile *p = &c->profile[o->op];
     p->calls++;
-    ctx_lap(c, &p->forward_s);
+    ctx_lap(c, CLOCK_OP, &p->forward_s);
     p->forward_flops += op_flops(o, false);
     p->forward_bytes += op_bytes(o, false);
     if (!c->recording || !grad || !k->backward) return;

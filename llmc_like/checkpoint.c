@@ -18,8 +18,9 @@ static const char *const PREFIX[KIND_COUNT] = {"param.", "optim.m.", "optim.v."}
 
 enum { KEY_TEXT = 96 };
 
+/* In the memory of the parameters' device. */
 static float *row_data(const Param *r, Kind k) {
-    return k == KIND_PARAM ? r->tensor.data : k == KIND_M ? r->m : r->v;
+    return k == KIND_PARAM ? r->master : k == KIND_M ? r->m : r->v;
 }
 
 static const char *key_text(char buf[KEY_TEXT], const char *prefix, const Param *r) {
@@ -53,8 +54,22 @@ static void checksum_text(const StEntry *entry, int n, char text[17]) {
 
 /* ---- Saving ---- */
 
+/* The numbers on the host: where they are, or copied to *room, which moves on. */
+static const float *on_host(const ParamTable *p, const Param *r, Kind k, float **room) {
+    const size_t n = (size_t)tensor_numel(&r->tensor);
+    const Memory *memory = p->values.memory;
+    if (memory->is_host) return row_data(r, k);
+    float *copy = *room;
+    *room += n;
+    memory->get(copy, row_data(r, k), n * sizeof *copy);
+    return copy;
+}
+
 int checkpoint_save(const char *path, const ParamTable *p, const Optim *o, const MetaPair *meta,
                     int n_meta, Err *e) {
+    const size_t copies = p->values.memory->is_host ? 0 : (size_t)(KIND_COUNT * p->numel);
+    float *copy = malloc((copies + 1) * sizeof *copy), *room = copy;
+    if (!copy) return err_set(e, "%s: no memory to write %zu numbers", path, copies);
     StWriter w;
     st_writer_init(&w);
     for (Kind k = KIND_PARAM; k < (o ? KIND_COUNT : KIND_M); k++)
@@ -63,7 +78,7 @@ int checkpoint_save(const char *path, const ParamTable *p, const Optim *o, const
             char key[KEY_TEXT];
             if (row_data(r, k))
                 st_writer_add(&w, key_text(key, PREFIX[k], r), DT_F32, r->tensor.ndim,
-                              r->tensor.shape, row_data(r, k));
+                              r->tensor.shape, on_host(p, r, k, &room));
         }
     for (int i = 0; i < n_meta; i++) st_writer_meta(&w, meta[i].key, meta[i].value);
     char text[32];
@@ -75,6 +90,7 @@ int checkpoint_save(const char *path, const ParamTable *p, const Optim *o, const
     st_writer_meta(&w, "checksum", text);
     const int status = st_writer_save(&w, path, e);
     st_writer_free(&w);
+    free(copy);
     return status;
 }
 
@@ -222,11 +238,14 @@ int checkpoint_load(const char *path, ParamTable *p, Optim *o, StFile *file, Err
     }
     for (int k = 0; k < (o ? KIND_COUNT : 1); k++)
         for (int i = 0; i < p->n; i++) {
-            const Param *r = &p->row[i];
+            Param *r = &p->row[i];
             char key[KEY_TEXT];
             if (!row_data(r, (Kind)k)) continue;
             const StEntry *found = st_find(&f, key_text(key, prefix[k], r));
-            memcpy(row_data(r, (Kind)k), found->data, found->bytes);
+            if (k == KIND_PARAM)
+                params_write(p, r, found->data);
+            else
+                p->state.memory->put(row_data(r, (Kind)k), found->data, found->bytes);
         }
     if (o) o->t = t;
     if (file)

@@ -18,17 +18,23 @@
 #include "llmc_like/run.h"
 
 int compare_gradients(int gradients, const ParamTable *p, Err *e) {
-    for (int i = 0; i < p->n; i++) {
-        const char *at = p->row[i].tensor.grad;
-        size_t left = tensor_bytes(&p->row[i].tensor);
-        while (left) {
+    float *copy = malloc((size_t)p->numel * sizeof *copy);
+    if (!copy) return err_set(e, "no memory to compare gradients");
+    int status = 0;
+    for (int i = 0; i < p->n && status == 0; i++) {
+        const Tensor *t = &p->row[i].tensor;
+        size_t left = sizeof *copy * (size_t)tensor_numel(t);
+        p->grads.memory->get(copy, t->grad, left);
+        for (const char *at = (const char *)copy; left && status == 0;) {
             const ssize_t n = write(gradients, at, left);
-            if (n <= 0) return err_set(e, "writing gradients to compare: %s", strerror(errno));
-            at += n;
-            left -= (size_t)n;
+            if (n <= 0)
+                status = err_set(e, "writing gradients to compare: %s", strerror(errno));
+            else
+                at += n, left -= (size_t)n;
         }
     }
-    return 0;
+    free(copy);
+    return status;
 }
 
 /* What the parent and a child share, and what the parent adds. */

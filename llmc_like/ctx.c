@@ -94,6 +94,8 @@ static Tensor *header(Ctx *c, const char *name, DType dtype, int ndim, const int
 Tensor *ctx_tensor(Ctx *c, const char *name, DType dtype, int ndim, const int64_t *shape) {
     Tensor *t = header(c, name, dtype, ndim, shape);
     t->data = arena_alloc(&c->activations, tensor_bytes(t));
+    if (c->dry && (!c->largest.ndim || tensor_bytes(t) > tensor_bytes(&c->largest)))
+        c->largest = *t;
     return t;
 }
 
@@ -146,15 +148,15 @@ const float *ctx_read_f32(Ctx *c, const Tensor *t) {
     return to;
 }
 
-void ctx_lap(Ctx *c, double *sum) {
-    if (!c->profiling) return;
+void ctx_lap(Ctx *c, Clock clock, double *sum) {
+    if (clock == CLOCK_OP && !c->profiling) return;
     if (c->dev->queue && !c->dry) {
-        c->dev->queue->lap(c, sum);
+        c->dev->queue->lap(c, clock, sum);
         return;
     }
     const double now = now_s();
-    if (sum) *sum += now - c->lap_s;
-    c->lap_s = now;
+    if (sum) *sum += now - c->lap_s[clock];
+    c->lap_s[clock] = now;
 }
 
 void *ctx_host(Ctx *c, size_t bytes) { return arena_alloc(&c->headers, bytes); }

@@ -32,6 +32,9 @@ typedef struct OpProfile {
     double forward_bytes, backward_bytes; /* compulsory memory traffic */
 } OpProfile;
 
+/* What is timed: each op, and the phases of a step. */
+typedef enum { CLOCK_OP, CLOCK_PHASE, CLOCKS } Clock;
+
 /* What a device has whose kernels run behind the host's back, in the order in which they were
  * started. A device without one has computed when a call returns. The functions of the context of
  * the same names (below) work on every device. */
@@ -43,7 +46,7 @@ typedef struct Queue {
     double *(*fetched)(Ctx *c); /* FETCH_MAX numbers that copies reach without a wait */
     uint64_t (*mark)(Ctx *c);
     void (*wait)(Ctx *c, uint64_t mark);
-    void (*lap)(Ctx *c, double *sum);
+    void (*lap)(Ctx *c, Clock clock, double *sum);
 } Queue;
 
 /* A device: its ops and the few kernels that no tape records. One constant table each
@@ -97,11 +100,12 @@ struct Ctx {
 
     void *device_state; /* what the device keeps between calls (compiled convolutions); its own */
     const struct AttnBackend *attn; /* the backend that op_attention calls */
+    Tensor largest;                 /* of a dry context's activations: name and shape */
     const OpCall *op; /* the call that runs, for messages about a device's errors; NULL: none */
     double *fetched;  /* a ring of FETCH_MAX numbers */
     uint64_t n_fetched;
     bool profiling; /* ops are timed; where there is a queue that is not for free: false there */
-    double lap_s;   /* when the last lap began */
+    double lap_s[CLOCKS]; /* when the last lap began */
     OpProfile profile[PROFILE_MAX_OPS];
 };
 
@@ -157,10 +161,9 @@ void ctx_wait(Ctx *c, uint64_t mark);
 const void *ctx_read(Ctx *c, const Tensor *t);
 const float *ctx_read_f32(Ctx *c, const Tensor *t);
 
-/* Ends the lap that began at the last call, and adds its seconds to *sum (NULL: to nothing). Where
- * the device has a queue the sum is there after ctx_wait for a mark behind it. Does nothing unless
- * c->profiling. */
-void ctx_lap(Ctx *c, double *sum);
+/* Ends the clock's lap that began at its last call, and adds its seconds to *sum (NULL: to
+ * nothing). Where the device has a queue the sum is there after ctx_wait for a mark behind it. */
+void ctx_lap(Ctx *c, Clock clock, double *sum);
 
 void ctx_profile_reset(Ctx *c);
 double now_s(void); /* CLOCK_MONOTONIC in seconds */

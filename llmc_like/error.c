@@ -25,8 +25,8 @@ int err_prefix(Err *e, const char *fmt, ...) {
     return -1;
 }
 
-void check_failed(const char *file, int line, const char *func, const char *cond,
-                            const char *fmt, ...) {
+void check_failed(const char *file, int line, const char *func, const char *cond, const char *fmt,
+                  ...) {
     fflush(stdout);
     fprintf(stderr, "%s:%d: in %s: check `%s` failed: ", file, line, func, cond);
     va_list ap;

@@ -26,8 +26,8 @@ int err_set(Err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int err_prefix(Err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Prints "file:line: in function: check `cond` failed: message" to stderr and aborts. */
-void check_failed(const char *file, int line, const char *func, const char *cond,
-                            const char *fmt, ...) __attribute__((noreturn, format(printf, 5, 6)));
+void check_failed(const char *file, int line, const char *func, const char *cond, const char *fmt,
+                  ...) __attribute__((noreturn, format(printf, 5, 6)));
 
 #define CHECK(cond, ...) \
     ((cond) ? (void)0 : check_failed(__FILE__, __LINE__, __func__, #cond, __VA_ARGS__))

@@ -10,14 +10,15 @@
 #include <stddef.h>
 
 typedef struct Memory {
-    const char *name; /* "system", "GPU": for messages */
+    const char *name; /* "machine", "GPU": for messages */
     bool is_host;
     void *(*take)(size_t bytes); /* NULL: there is not that much left */
     void (*give)(void *p, size_t bytes);
     void (*put)(void *to, const void *from_host, size_t bytes);
     void (*get)(void *to_host, const void *from, size_t bytes);
     void (*zero)(void *p, size_t bytes);
-    double (*left)(void); /* bytes that can still be taken; below 0: unknown */
+    double (*left)(void); /* bytes that can still be taken (of the host's: MemAvailable, or what is
+                             left under the process's control group); below 0: unknown */
 } Memory;
 
 /* Fresh pages of the system, zero, in huge pages where it has them; put and get copy. */

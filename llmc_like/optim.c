@@ -6,6 +6,7 @@
 
 Optim optim_default(void) {
     return (Optim){
+        .share = 1,
         .rule =
             {
                 [GROUP_MUON] = {.lr = 0.02, .weight_decay = 1e-5, .momentum = 0.95, .ns_steps = 5},
@@ -181,12 +182,13 @@ static double gradient_norm(Ctx *c, const ParamTable *p) {
 }
 
 void optim_update(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip, double *norm) {
-    *norm = gradient_norm(c, p);
+    *norm = gradient_norm(c, p) / o->share;
     if (!isfinite(*norm)) {
         o->t--; /* no update */
         return;
     }
-    const float grad_scale = clip > 0 ? (float)fmin(1, clip / (*norm + 1e-6)) : 1.0f;
+    const double clipped = clip > 0 ? fmin(1, clip / (*norm + 1e-6)) : 1;
+    const float grad_scale = (float)(clipped / o->share);
     muon_step(c, &o->rule[GROUP_MUON], p, lr_factor * o->rule[GROUP_MUON].lr, grad_scale);
     for (int i = 0; i < p->n; i++) {
         const OptimRule *rule = &o->rule[p->row[i].group];

@@ -43,10 +43,12 @@ enum { OPTIM_GROUPS = GROUP_ADAMW + 1 };
 typedef struct Optim {
     OptimRule rule[OPTIM_GROUPS]; /* by ParamGroup */
     int64_t t;                    /* updates made so far: Adam's step count */
+    double
+        share; /* gradients are sums over this share of the batch, and count as divided by it; 1 */
 } Optim;
 
-/* The specifications' numbers, t = 0: Muon lr 0.02, decay 1e-5, mu 0.95, 5 steps; Adam lr 3e-4,
- * betas 0.9 and 0.95, eps 1e-10, decay 1e-5; AdamW lr 3e-4, betas 0.9 and 0.999, eps 1e-8,
+/* The specifications' numbers, t = 0, share 1: Muon lr 0.02, decay 1e-5, mu 0.95, 5 steps; Adam lr
+ * 3e-4, betas 0.9 and 0.95, eps 1e-10, decay 1e-5; AdamW lr 3e-4, betas 0.9 and 0.999, eps 1e-8,
  * decay 1e-5. */
 Optim optim_default(void);
 

@@ -14,57 +14,37 @@ static const double MiB = 1024.0 * 1024.0;
 
 /* ---- memory ---- */
 
-size_t memory_total(const MemoryRow *row, int n) {
+size_t memory_total(const Memory *m, const MemoryRow *row, int n) {
     size_t sum = 0;
-    for (int i = 0; i < n; i++) sum += row[i].bytes;
+    for (int i = 0; i < n; i++)
+        if (!m || row[i].memory == m) sum += row[i].bytes;
     return sum;
 }
 
 void memory_print(const MemoryRow *row, int n, FILE *out) {
     fprintf(out, "memory, MiB\n");
     for (int i = 0; i < n; i++)
-        if (row[i].bytes) fprintf(out, "  %-24s %10.1f\n", row[i].name, (double)row[i].bytes / MiB);
-    fprintf(out, "  %-24s %10.1f\n", "together", (double)memory_total(row, n) / MiB);
+        if (row[i].bytes)
+            fprintf(out, "  %-24s %10.1f%s%s\n", row[i].name, (double)row[i].bytes / MiB,
+                    row[i].memory->is_host ? "" : "  ",
+                    row[i].memory->is_host ? "" : row[i].memory->name);
+    fprintf(out, "  %-24s %10.1f\n", "together", (double)memory_total(NULL, row, n) / MiB);
 }
 
-/* The number behind `key` in a file of the system; -1 where there is none. key "": the first one.
- */
-static double system_number(const char *path, const char *key) {
-    FILE *f = fopen(path, "r");
-    double value = -1;
-    char line[256];
-    while (f && fgets(line, sizeof line, f)) {
-        if (strncmp(line, key, strlen(key))) continue;
-        char *end, *text = line + strlen(key);
-        double v = strtod(text, &end);
-        if (end != text) value = v;
-        break;
-    }
-    if (f) fclose(f);
-    return value;
-}
-
-double memory_left(void) {
-    double left = system_number("/proc/meminfo", "MemAvailable:") * 1024;
-    double limit = system_number("/sys/fs/cgroup/memory.max", "");
-    double used = system_number("/sys/fs/cgroup/memory.current", "");
-    used -= fmax(0, system_number("/sys/fs/cgroup/memory.stat", "file ")); /* cache gives way */
-    if (limit > 0 && used >= 0 && (left < 0 || limit - used < left)) left = limit - used;
-    return left;
-}
-
-int memory_check_or(size_t bytes, const char *leaner, Err *e) {
-    const double left = memory_left();
+int memory_check_or(const Memory *m, size_t bytes, const char *leaner, Err *e) {
+    const double left = m->left();
     if (left < 0 || (double)bytes <= left) return 0;
-    return err_set(e, "this run needs %.0f MiB and the machine has %.0f MiB left; %s",
-                   (double)bytes / MiB, left / MiB, leaner);
+    return err_set(e, "this run needs %.0f MiB and the %s has %.0f MiB left; %s",
+                   (double)bytes / MiB, m->name, left / MiB, leaner);
 }
 
-int memory_check(size_t bytes, Err *e) { return memory_check_or(bytes, RUN_LEANER, e); }
+int memory_check(const Memory *m, size_t bytes, Err *e) {
+    return memory_check_or(m, bytes, RUN_LEANER, e);
+}
 
-void plan_add(StepPlan *plan, const char *name, size_t bytes) {
+void plan_add(StepPlan *plan, const Memory *m, const char *name, size_t bytes) {
     CHECK(plan->n < PLAN_ROWS, "more than %d rows of memory", PLAN_ROWS);
-    plan->row[plan->n++] = (MemoryRow){name, bytes};
+    plan->row[plan->n++] = (MemoryRow){m, name, bytes};
 }
 
 /* What a step reaches of the measured peak, by and large, on the machines this was written on. */
@@ -94,6 +74,7 @@ double median(double *x, int n) {
 
 double peak_gflops(Ctx *c) {
     enum { N = 1024 };
+    if (c->dev->peak) return c->dev->peak(c);
     float *a = ctx_workspace(c, 3 * sizeof(float) * N * N), *b = a + N * N, *product = b + N * N;
     for (int i = 0; i < 2 * N * N; i++) a[i] = (float)(i % 13) - 6.0f;
     double best = INFINITY;

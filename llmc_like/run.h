@@ -12,27 +12,26 @@
 /* ---- memory ---- */
 
 typedef struct MemoryRow {
+    const Memory *memory;
     const char *name;
     size_t bytes;
 } MemoryRow;
 
-size_t memory_total(const MemoryRow *row, int n);
+/* The rows of that memory; NULL: all. */
+size_t memory_total(const Memory *m, const MemoryRow *row, int n);
 
-/* One line a row in MiB, and their sum. */
+/* One line a row in MiB (with its memory's name where that is not the host's), and their sum. */
 void memory_print(const MemoryRow *row, int n, FILE *out);
 
-/* -1 and a sentence where `bytes` is more than the system can still give (MemAvailable, or what is
- * left under the memory limit of this process's control group). Asked before anything is allocated.
- */
-int memory_check(size_t bytes, Err *e);
+/* -1 and a sentence where `bytes` is more than the memory can still give (the system: MemAvailable,
+ * or what is left under the memory limit of this process's control group). Asked before anything is
+ * allocated. */
+int memory_check(const Memory *m, size_t bytes, Err *e);
 
 /* The same with the program's own words for what to do then, where a smaller batch is not it. */
-int memory_check_or(size_t bytes, const char *leaner, Err *e);
+int memory_check_or(const Memory *m, size_t bytes, const char *leaner, Err *e);
 #define RUN_LEANER \
     "choose a smaller --batch (with --accumulate for the same gradient), --preset or --attn sdpa"
-
-/* Bytes that the system can still give, as memory_check sees it; below 0: unknown. */
-double memory_left(void);
 
 /* What a dry step has counted. */
 enum { PLAN_ROWS = 12 };
@@ -40,11 +39,12 @@ enum { PLAN_ROWS = 12 };
 typedef struct StepPlan {
     MemoryRow row[PLAN_ROWS];
     int n;
+    Tensor largest;                           /* of the activations */
     size_t activations, gradients, workspace; /* bytes, of the rows of these names */
     double step_flops; /* matrix products of one step: its forwards, backwards and update */
 } StepPlan;
 
-void plan_add(StepPlan *plan, const char *name, size_t bytes); /* one row more */
+void plan_add(StepPlan *plan, const Memory *m, const char *name, size_t bytes); /* one row more */
 
 /* The memory table, and the time of the steps at PLAN_SHARE_OF_PEAK of `peak` GFLOP/s. */
 void plan_print(const StepPlan *plan, int steps, double peak);
@@ -54,7 +54,8 @@ double median(double *x, int n);
 
 /* ---- the machine ---- */
 
-/* GFLOP/s of the device's matrix product, float32: the best product of 1024 x 1024 matrices
+/* GFLOP/s of the device's matrix product (Device.peak), or float32's: the best product of 1024 x
+ * 1024 matrices
  * within a second, since other programs may want the processor meanwhile. What "share of the peak"
  * is a share of. */
 double peak_gflops(Ctx *c);

@@ -43,12 +43,12 @@ static void call_backward(Ctx *c, OpCall *o) {
             t->grad = take(c, t);
         }
     }
-    ctx_lap(c, NULL);
+    ctx_lap(c, CLOCK_OP, NULL);
     c->op = o;
     if (!c->dry) c->dev->ops[o->op].backward(c, o);
     c->op = NULL;
     OpProfile *p = &c->profile[o->op];
-    ctx_lap(c, &p->backward_s);
+    ctx_lap(c, CLOCK_OP, &p->backward_s);
     p->backward_flops += op_flops(o, true);
     p->backward_bytes += op_bytes(o, true);
     for (int i = 0; i < o->n_in; i++) {

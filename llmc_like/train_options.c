@@ -3,14 +3,20 @@
 #include <string.h>
 
 #include "kernels/attention.h"
+#include "kernels/device.h"
 
 static int run_options(TrainSettings *s, const TrainWords *w, Option *row) {
     const double big = 1 << 20;
     const Option table[] = {
         {"Run", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
-        {"preset", OPT_STRING, &s->preset, w->preset, 0, 0, w->preset_help, w->presets},
-        {"device", OPT_STRING, &s->device, "cpu", 0, 0,
-         "cpu: the best this processor has (cpu-avx512, cpu-avx2, cpu-portable)", NULL},
+        {"preset", OPT_STRING, &s->preset, "auto", 0, 0, w->preset_help, w->presets},
+        {"device", OPT_STRING, &s->device, "auto", 0, 0,
+         "auto: cuda where there is a GPU, else cpu, the best this processor has (cpu-avx512, "
+         "cpu-avx2, cpu-portable)",
+         NULL},
+        {"dtype", OPT_STRING, &s->dtype, "auto", 0, 0,
+         "of activations and of what products read; auto: bf16 with cuda, else float32",
+         "auto|float32|bf16"},
         {"threads", OPT_INT, &s->threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
         {"out", OPT_STRING, &s->out, w->out, 0, 0, w->out_help, NULL},
         {"steps", OPT_INT, &s->steps, w->steps, 1, 1e9, "optimiser steps", NULL},
@@ -51,8 +57,19 @@ int train_options(TrainSettings *s, const TrainWords *w, Option *row) {
          NULL},
     };
     const int n = run_options(s, w, row);
+    s->cpu_preset = w->preset;
+    s->gpu_preset = w->gpu_preset;
     memcpy(row + n, table, sizeof table);
     return n + (int)(sizeof table / sizeof *table);
+}
+
+int train_resolve(TrainSettings *s, Err *e) {
+    const Device *d = device_find(s->device, e);
+    if (!d) return -1;
+    if (!strcmp(s->device, "auto")) s->device = d == &cuda_device ? "cuda" : "cpu";
+    if (!strcmp(s->preset, "auto")) s->preset = d == &cuda_device ? s->gpu_preset : s->cpu_preset;
+    if (!strcmp(s->dtype, "auto")) s->dtype = d->has_bf16 ? "bf16" : "float32";
+    return 0;
 }
 
 int preset_apply(const Preset *list, const char *name, Options *o, Err *e) {

@@ -12,12 +12,13 @@
 #include "llmc_like/options.h"
 
 typedef struct TrainSettings {
-    const char *preset, *device, *out, *attn, *mask, *score;
+    const char *preset, *device, *dtype, *out, *attn, *mask, *score;
     const char *resume, *init; /* checkpoints to go on from, to begin with; NULL: none */
     const char *use;      /* the checkpoint of the program's own mode (--sample, --predict), which
                              trains nothing; NULL: train. The program has its row */
     const char *schedule; /* of the rate: "warmup-cosine" or "one-cycle"; the program has its row */
     int threads, steps, batch, accumulate, eval_every, save_every, warmup;
+    const char *cpu_preset, *gpu_preset; /* what --preset auto is */
     uint64_t seed;
     double weight_decay, clip;
     bool plan, profile;
@@ -32,8 +33,9 @@ typedef struct Preset {
 
 /* Defaults are as the user would type them. */
 typedef struct TrainWords {
-    const char *preset, *presets, *preset_help; /* the default, "a|b|c", what they are */
-    const char *out, *out_help;                 /* "runs/wm": the folder of a run that names none */
+    /* The default on a CPU and on a GPU; "a|b|c", what they are. */
+    const char *preset, *gpu_preset, *presets, *preset_help;
+    const char *out, *out_help; /* "runs/wm": the folder of a run that names none */
     const char *steps, *batch, *batch_help, *eval_every, *save_every, *warmup, *warmup_help;
     const char *weight_decay, *clip;
     const char *mask, *mask_help, *score_help;
@@ -44,6 +46,10 @@ enum { TRAIN_MAX_OPTIONS = 80 };
 /* Fills the rows of the headings Run, Attention and Training, whose values point into *s, and
  * returns their number: the program's own rows of Training come next. */
 int train_options(TrainSettings *s, const TrainWords *w, Option *row);
+
+/* What "auto" stands for: device by what the machine has, preset and dtype by the device. Call
+ * after the command line was read. -1 and a sentence for a device that is not there. */
+int train_resolve(TrainSettings *s, Err *e);
 
 /* Gives the options of the preset `name` of the list (a preset without a name ends it) their other
  * defaults, where the user did not set them. -1 and a sentence for a value that does not fit. */

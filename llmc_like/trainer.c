@@ -6,14 +6,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/device.h"
 #include "kernels/ops.h"
 #include "llmc_like/compare.h"
 #include "llmc_like/fsio.h"
-#include "llmc_like/schedule.h"
+
+int trainer_context(const Trainer *t, Ctx *c, bool dry, Err *e) {
+    const TrainSettings *s = t->s;
+    if (ctx_init(c, s->device, s->threads, s->seed, dry, e)) return -1;
+    return ctx_set_dtype(c, s->dtype, e);
+}
 
 /* ---- the plan: the same step, dry ---- */
 
-static double profile_flops(const Ctx *c) {
+double trainer_flops(const Ctx *c) {
     double flops = 0;
     for (int i = 0; i < OP_COUNT; i++)
         flops += c->profile[i].forward_flops + c->profile[i].backward_flops;
@@ -41,152 +47,31 @@ static void count_step(Trainer *t) {
     optim_step(c, &t->optim, p, 1, t->s->clip);
     StepPlan *plan = &t->plan;
     *plan =
-        (StepPlan){.activations = c->activations.peak,
+        (StepPlan){.largest = c->largest,
+                   .activations = c->activations.peak,
                    .gradients = c->gradients.peak,
                    .workspace = c->workspace.peak,
-                   .step_flops = t->s->accumulate * profile_flops(c) + optim_flops(&t->optim, p)};
-    plan_add(plan, "parameters", p->values.peak);
-    plan_add(plan, "parameter gradients", p->grads.peak);
-    plan_add(plan, "optimiser state", p->state.peak);
-    plan_add(plan, "activations", plan->activations);
-    plan_add(plan, "activation gradients", plan->gradients);
-    plan_add(plan, "workspace", plan->workspace);
+                   .step_flops = t->s->accumulate * trainer_flops(c) + optim_flops(&t->optim, p)};
+    plan_add(plan, c->dev->memory, "parameters", p->values.peak);
+    plan_add(plan, c->dev->memory, "parameters in bf16", p->rounded.peak);
+    plan_add(plan, c->dev->memory, "parameter gradients", p->grads.peak);
+    plan_add(plan, c->dev->memory, "optimiser state", p->state.peak);
+    plan_add(plan, c->dev->memory, "activations", plan->activations);
+    plan_add(plan, c->dev->memory, "activation gradients", plan->gradients);
+    plan_add(plan, c->dev->memory, "workspace", plan->workspace);
     g->memory(t->self, plan);
 }
 
 static int make_plan(Trainer *t, const char *attn, Err *e) {
     const TrainProgram *g = t->program;
-    const TrainSettings *s = t->s;
     if (g->first && !(t->first = g->first(t->self, e))) return -1;
-    if (ctx_init(&t->c, s->device, s->threads, s->seed, true, e)) return -1;
+    if (trainer_context(t, &t->c, true, e)) return -1;
     int status = choose_attention(t, attn, e);
     if (status == 0) status = g->model(t->self, &t->c, true, e);
     if (status == 0) count_step(t);
     g->model_free(t->self);
     ctx_free(&t->c);
     return status;
-}
-
-/* ---- memory of parts that differ ---- */
-
-static size_t more_than(const Arena *wanted, const Arena *had) {
-    return wanted->peak > had->peak ? wanted->peak - had->peak : 0;
-}
-
-int trainer_make_room(Trainer *t, TrainForward forward, const TrainPart *part, Err *e) {
-    Ctx *c = &t->c, *d = &t->dry;
-    if (!d->dev && ctx_init(d, t->s->device, t->s->threads, t->s->seed, true, e)) return -1;
-    d->attn = c->attn;
-    d->recording = c->recording;
-    d->activations.peak = d->gradients.peak = d->workspace.peak = 0;
-    ctx_step_begin(d);
-    Tensor *out = forward(t->self, d, part);
-    if (d->recording) tape_backward(d, out, 1);
-    const double need = (double)more_than(&d->activations, &c->activations) +
-                        (double)more_than(&d->gradients, &c->gradients) +
-                        (double)more_than(&d->workspace, &c->workspace);
-    const double left = need > 0 ? memory_left() : -1, MiB = 1024.0 * 1024.0;
-    if (left >= 0 && need > left) {
-        char name[PART_TEXT];
-        t->program->part_name(t->self, part->batch, part->i, name);
-        return err_set(e, "%s needs %.0f MiB more and the machine has %.0f MiB left; %s", name,
-                       need / MiB, left / MiB, t->program->leaner);
-    }
-    if (arena_reserve(&c->activations, d->activations.peak, e)) return -1;
-    if (arena_reserve(&c->gradients, d->gradients.peak, e)) return -1;
-    return arena_reserve(&c->workspace, d->workspace.peak, e);
-}
-
-/* ---- one step ---- */
-
-int trainer_diverged(Trainer *t, int64_t step, const char *what, double value, Err *e) {
-    t->diverged = true;
-    return err_set(e,
-                   "step %" PRId64
-                   ": the %s is %f; training stops, and the last good checkpoint in %s stays. Try "
-                   "%s",
-                   step, what, value, t->s->out, t->program->calmer);
-}
-
-static double rate_factor(const TrainSettings *s, int64_t step) {
-    if (!strcmp(s->schedule, "one-cycle"))
-        return schedule_one_cycle(step, (OneCycle){s->steps, 0.3, 25, 1e4});
-    return schedule_warmup_cosine(step, s->warmup, s->steps);
-}
-
-/* Whether the part's forward can be run: 1, or 0 where it is left out for lack of room. */
-static int admit(Trainer *t, const TrainPart *part, Err *e) {
-    if (!t->program->parts_differ || !trainer_make_room(t, t->program->loss, part, e)) return 1;
-    if (!t->skip_large) return err_prefix(e, "step %" PRIu32 ": ", part->step + 1);
-    printf("left out   %s\n", e->text);
-    t->n_left_out++;
-    return 0;
-}
-
-/* Forward and backward of each part of one batch. *part: its step and number. */
-static int run_batch(Trainer *t, TrainPart *part, StepFigures *f, Err *e) {
-    const TrainProgram *g = t->program;
-    const int n = g->parts(t->self, part->batch);
-    for (part->i = 0; part->i < n; part->i++, part->number++) {
-        const double t0 = now_s();
-        const int admitted = admit(t, part, e);
-        if (admitted < 0) return -1;
-        if (!admitted) continue;
-        const double share = g->share(t->self, part->batch, part->i, f->units) / t->s->accumulate;
-        ctx_step_begin(&t->c);
-        Tensor *loss = g->loss(t->self, &t->c, part);
-        f->loss += share * *tensor_f64(loss);
-        const double t1 = now_s();
-        tape_backward(&t->c, loss, share);
-        f->forward_s += t1 - t0;
-        f->backward_s += now_s() - t1;
-        f->kept += share;
-    }
-    return 0;
-}
-
-/* Where parts were left out, loss and gradient become the means over those that ran. */
-static void make_up_for_left_out(Trainer *t, StepFigures *f) {
-    const double rounding = 1e-9; /* of the sum of shares */
-    if (f->kept == 0 || f->kept > 1 - rounding) return;
-    f->loss /= f->kept;
-    for (int i = 0; i < t->params->n; i++) {
-        const Tensor *p = &t->params->row[i].tensor;
-        float *grad = p->grad;
-        for (int64_t j = 0, n = tensor_numel(p); j < n; j++) grad[j] /= (float)f->kept;
-    }
-}
-
-/* `accumulate` batches, then the update, but for a step of which nothing was kept: f->kept is 0.
- * -1: the loader failed, a part found no room, or a loss or gradient is no number. */
-static int train_step(Trainer *t, int64_t step, StepFigures *f, Err *e) {
-    const TrainSettings *s = t->s;
-    const OpProfile *attention = &t->c.profile[OP_ATTENTION];
-    const double t0 = now_s(), forward0 = attention->forward_s, backward0 = attention->backward_s;
-    const double flops0 = profile_flops(&t->c);
-    TrainPart part = {.step = (uint32_t)step};
-    *f = (StepFigures){0};
-    params_zero_grad(t->params);
-    for (int i = 0; i < s->accumulate; i++) {
-        double waited;
-        part.batch = loader_next(&t->loader, NULL, &waited, e);
-        if (!part.batch || run_batch(t, &part, f, e)) return -1;
-        f->wait_s += waited;
-    }
-    if (f->kept == 0) return 0;
-    make_up_for_left_out(t, f);
-    const double t3 = now_s(), factor = rate_factor(s, step);
-    if (isfinite(f->loss)) f->grad_norm = *optim_step(&t->c, &t->optim, t->params, factor, s->clip);
-    if (!isfinite(f->loss)) return trainer_diverged(t, step + 1, "loss", f->loss, e);
-    if (!isfinite(f->grad_norm))
-        return trainer_diverged(t, step + 1, "gradient norm", f->grad_norm, e);
-    f->lr = factor * t->lr;
-    f->step_s = now_s() - t0;
-    f->update_s = now_s() - t3;
-    f->attn_forward_s = attention->forward_s - forward0;
-    f->attn_backward_s = attention->backward_s - backward0;
-    f->flops = profile_flops(&t->c) - flops0 + optim_flops(&t->optim, t->params);
-    return 0;
 }
 
 /* ---- checkpoints ---- */
@@ -218,6 +103,7 @@ static int evaluate(Trainer *t, int64_t step, double *loss, Err *e) {
     OpProfile steps[PROFILE_MAX_OPS];
     memcpy(steps, t->c.profile, sizeof steps);
     const int status = t->program->evaluate(t->self, step, loss, e);
+    ctx_wait(&t->c, ctx_mark(&t->c));
     memcpy(t->c.profile, steps, sizeof steps);
     return status;
 }
@@ -244,24 +130,51 @@ static int log_step(Trainer *t, int64_t step, const StepFigures *f, Err *e) {
     return 0;
 }
 
+/* What follows a step: its line, and where they are due evaluation and checkpoint. */
+static int after_step(Trainer *t, StepRun *r, Err *e) {
+    const TrainSettings *s = t->s;
+    const int64_t step = r->step;
+    double loss = NAN;
+    if (trainer_finish(t, r, e)) return fail(t, step);
+    if (log_step(t, step, &r->f, e)) return -1;
+    const bool failed = due(s->eval_every, step + 1, s->steps) && evaluate(t, step + 1, &loss, e);
+    if (failed && isnan(loss)) return fail(t, step + 1);
+    if ((due(s->save_every, step + 1, s->steps) || (s->save_every && !isnan(loss))) &&
+        save(t, step + 1, loss, e)) /* also where a picture could not be written */
+        return -1;
+    return failed && !interrupted() ? -1 : 0;
+}
+
+/* Whether step's figures must be there before the next one begins. */
+static bool must_finish(const Trainer *t, int64_t step) {
+    const TrainSettings *s = t->s;
+    return !t->c.dev->queue || due(s->eval_every, step + 1, s->steps) ||
+           due(s->save_every, step + 1, s->steps) || step + 1 == s->steps || interrupted();
+}
+
+/* A device with a queue has the next step to work on while the host logs the one before. */
 static int train(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
     int64_t step = t->first_step; /* the first step touches fresh memory: no step to profile */
     const int64_t profiled = step + (s->steps - step > 1);
+    StepRun *behind = NULL;
+    t->c.profiling = t->c.profiling || s->profile;
     for (; step < s->steps && !interrupted(); step++) {
-        StepFigures f;
-        double loss = NAN;
-        if (step == profiled) ctx_profile_reset(&t->c);
-        if (train_step(t, step, &f, e)) return fail(t, step);
-        if (log_step(t, step, &f, e)) return -1;
-        const bool failed =
-            due(s->eval_every, step + 1, s->steps) && evaluate(t, step + 1, &loss, e);
-        if (failed && isnan(loss)) return fail(t, step + 1);
-        if ((due(s->save_every, step + 1, s->steps) || (s->save_every && !isnan(loss))) &&
-            save(t, step + 1, loss, e)) /* also where a picture could not be written */
-            return -1;
-        if (failed && !interrupted()) return -1;
+        StepRun *now = &t->run[step % 2];
+        if (step == profiled) {
+            if (behind && after_step(t, behind, e)) return -1;
+            behind = NULL;
+            ctx_profile_reset(&t->c);
+            t->attn_forward_s = t->attn_backward_s = 0;
+        }
+        if (trainer_start(t, step, now, e)) return fail(t, step);
+        if (behind && after_step(t, behind, e)) return -1;
+        behind = now;
+        if (!must_finish(t, step)) continue;
+        if (after_step(t, now, e)) return -1;
+        behind = NULL;
     }
+    if (behind && after_step(t, behind, e)) return -1;
     if (s->profile) profile_print(&t->c, step - profiled, t->log.peak, stdout);
     if (t->n_left_out)
         printf("%" PRId64 " parts were left out for lack of memory\n", t->n_left_out);
@@ -272,10 +185,26 @@ static int train(Trainer *t, Err *e) {
 
 /* Device, attention and model. */
 static int open_model(Trainer *t, const char *attn, bool training, Err *e) {
-    const TrainSettings *s = t->s;
-    if (ctx_init(&t->c, s->device, s->threads, s->seed, false, e)) return -1;
-    if (choose_attention(t, attn, e)) return -1;
+    if (trainer_context(t, &t->c, false, e) || choose_attention(t, attn, e)) return -1;
     return t->program->model(t->self, &t->c, training, e);
+}
+
+/* -1 and a sentence where the plan, but for `less` bytes of the device's, finds no room. */
+static int check_memory(const Trainer *t, size_t less, Err *e) {
+    const StepPlan *plan = &t->plan;
+    const Memory *memory = device_find(t->s->device, NULL)->memory;
+    const size_t need = memory_total(memory, plan->row, plan->n) - less;
+    const size_t host = memory->is_host ? 0 : memory_total(&host_memory, plan->row, plan->n);
+    if (memory_check_or(&host_memory, host, t->program->leaner, e)) return -1;
+    if (!memory_check_or(memory, need, t->program->leaner, e)) return 0;
+    const double step = (double)(plan->activations + plan->gradients + plan->workspace);
+    const double fits = t->s->batch * (memory->left() - (double)need + step) / step;
+    char text[SHAPE_TEXT], batch[64] = "";
+    if (fits >= 1 && !less) snprintf(batch, sizeof batch, "; --batch %.0f would fit", floor(fits));
+    const Err refused = *e;
+    return err_set(e, "%.1500s%s (the largest tensor: %s %s, %.0f MiB)", refused.text, batch,
+                   plan->largest.name, tensor_shape_text(&plan->largest, text),
+                   (double)tensor_bytes(&plan->largest) / 1048576);
 }
 
 /* The plan of a step with this backend, and a model for it where the memory is there: all of it, or
@@ -285,8 +214,7 @@ static int open_training(Trainer *t, const char *attn, Err *e) {
     const StepPlan *plan = &t->plan;
     const size_t step = plan->activations + plan->gradients + plan->workspace;
     const bool differ = t->program->parts_differ;
-    const size_t need = memory_total(plan->row, plan->n) - (differ ? step : 0);
-    if (memory_check_or(need, t->program->leaner, e) || open_model(t, attn, true, e)) return -1;
+    if (check_memory(t, differ ? step : 0, e) || open_model(t, attn, true, e)) return -1;
     if (differ) return 0;
     return ctx_commit(&t->c, plan->activations, plan->gradients, plan->workspace, e);
 }
@@ -328,7 +256,7 @@ static int save_run_json(const Trainer *t, Err *e) {
     cJSON_AddStringToObject(o, "attention", t->c.attn->name);
     cJSON_AddNumberToObject(o, "peak_gflops", t->log.peak);
     cJSON_AddNumberToObject(o, "step_gflop", 1e-9 * t->plan.step_flops);
-    cJSON_AddNumberToObject(o, "memory_bytes", (double)memory_total(t->plan.row, t->plan.n));
+    cJSON_AddNumberToObject(o, "memory_bytes", (double)memory_total(NULL, t->plan.row, t->plan.n));
     cJSON_AddNumberToObject(o, "first_step", (double)t->first_step);
     const int status = json_save(path, o, e);
     cJSON_Delete(o);
@@ -391,9 +319,9 @@ static int run_plan(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
     const char *attn = strcmp(s->attn, "all") ? s->attn : "vanilla"; /* which needs the most */
     if (make_plan(t, attn, e)) return -1;
-    if (ctx_init(&t->c, s->device, s->threads, s->seed, false, e)) return -1;
+    if (trainer_context(t, &t->c, false, e)) return -1;
     plan_print(&t->plan, s->steps, peak_gflops(&t->c));
-    return memory_check_or(memory_total(t->plan.row, t->plan.n), t->program->leaner, e);
+    return check_memory(t, 0, e);
 }
 
 static int run_use(Trainer *t, Err *e) {
@@ -413,10 +341,12 @@ static int compare_one(void *self, const char *backend, int steps, CompareResult
     Trainer *t = self;
     if (open_training(t, backend, e) || open_loader(t, e)) return -1;
     if (t->s->init && checkpoint_load(t->s->init, t->params, NULL, NULL, e)) return -1;
+    t->c.profiling = true;
     for (; r->steps < steps; r->steps++) {
-        StepFigures f;
+        StepRun *run = &t->run[0];
         if (interrupted()) return err_set(e, "stopped after %d steps", r->steps);
-        if (train_step(t, r->steps, &f, e)) return -1;
+        if (trainer_start(t, r->steps, run, e) || trainer_finish(t, run, e)) return -1;
+        const StepFigures f = run->f;
         if (f.kept == 0) return err_set(e, "nothing is left of step %d to compare", r->steps + 1);
         r->units_per_step = f.units[0];
         r->loss[r->steps] = f.loss;
@@ -472,7 +402,7 @@ static int parse(Trainer *t, int argc, char **argv, Err *e) {
                        g->use);
     if ((s->resume != NULL) + (s->init != NULL) + (s->use != NULL) > 1)
         return err_set(e, "--resume, --init and --%s exclude each other; give one", g->use);
-    if (g->preset(t->self, e)) return -1;
+    if (train_resolve(s, e) || g->preset(t->self, e)) return -1;
     if (!strcmp(s->attn, "all") && options_preset(&t->options, "steps", COMPARED_STEPS, e))
         return -1;
     if (!option_was_set(&t->options, "out"))
@@ -517,6 +447,7 @@ int trainer_main(Trainer *t, const TrainProgram *program, TrainSettings *s, void
         program->close(self);
         ctx_free(&t->dry);
         ctx_free(&t->c);
+        for (int i = 0; i < 2; i++) free(t->run[i].loss), free(t->run[i].share);
     }
     if (status) fprintf(stderr, "%s: %s\n", program->name, e.text);
     options_free(&t->options);

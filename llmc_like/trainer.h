@@ -100,6 +100,17 @@ enum { TRAIN_PATH = 4096, TRAIN_META = 4 };
  */
 #define DATA_KEY "data"
 
+/* A step that was started: its figures, as far as they are known, and what the rest comes from. */
+typedef struct StepRun {
+    int64_t step;
+    StepFigures f;
+    double start_s;
+    const double **loss, *norm; /* where losses of parts and the norm will be (ctx_fetch) */
+    double *share;              /* of each part */
+    int n, cap;
+    uint64_t mark; /* behind all of it */
+} StepRun;
+
 typedef struct Trainer {
     const TrainProgram *program;
     void *self;
@@ -116,6 +127,8 @@ typedef struct Trainer {
     Loader loader;
     RunLog log;
     StepPlan plan;
+    StepRun run[2];
+    double finished_s, attn_forward_s, attn_backward_s; /* when the last step had ended */
     CheckpointKeeper keeper;
     int64_t first_step;
     int64_t n_left_out; /* parts without room, see skip_large */
@@ -139,6 +152,20 @@ int trainer_main(Trainer *t, const TrainProgram *program, TrainSettings *s, void
 /* The user's folder for compiled code into t->cache: XDG_CACHE_HOME and HOME, or NULL, as main
  * found them. */
 void trainer_set_cache(Trainer *t, const char *xdg_cache_home, const char *home);
+
+/* Opens a context for what the options name. */
+int trainer_context(const Trainer *t, Ctx *c, bool dry, Err *e);
+
+/* Flops of the matrix products that the context has seen. */
+double trainer_flops(const Ctx *c);
+
+/* Starts the step: `accumulate` batches, then the update, but for a step of which nothing was kept:
+ * f.kept is 0. Where the device has a queue it runs on behind the host. -1: the loader failed, or a
+ * part found no room. */
+int trainer_start(Trainer *t, int64_t step, StepRun *r, Err *e);
+
+/* Waits for the step, and for its figures. -1: a loss or gradient is no number. */
+int trainer_finish(Trainer *t, StepRun *r, Err *e);
 
 /* Sees to it that the arenas hold `forward` of this part (and its backward, where the context
  * records); where they must grow, they grow as arena_reserve has it. -1 and a sentence that names

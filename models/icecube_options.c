@@ -58,10 +58,11 @@ const char *const ice_own_options[] = {"predict", "csv", "skip-bad", NULL};
 
 static const TrainWords words = {
     .preset = "demo",
-    .presets = "demo|paper|flat-demo|flat-0.5m|flat-5m|flat-10m",
+    .gpu_preset = "paper",
+    .presets = "auto|demo|paper|flat-demo|flat-0.5m|flat-5m|flat-10m",
     .preset_help =
         "sizes and schedule to begin with: paper is the specification's hierarchical "
-        "model, flat-* are the flat one by parameters",
+        "model, flat-* are the flat one by parameters, auto is paper with cuda, else demo",
     .out = "runs/icecube",
     .out_help =
         "folder for all that the run leaves; not named: runs/icecube, or the next free "

@@ -12,11 +12,13 @@
 #include <string.h>
 
 #include "kernels/attention.h"
-#include "kernels/device.h"
 #include "llmc_like/ctx.h"
 #include "llmc_like/philox.h"
+#include "test/on_device.h"
 
-enum { GAP = 5, GUARD = 32, N_TENSORS = 9 };
+/* Gaps between rows: 5, and for an even number of heads 8, which leaves rows aligned where heads
+ * are. */
+enum { GUARD = 32, N_TENSORS = 9 };
 static const float SENTINEL = 12345.678f;
 
 /* A call's tensors. Order: inputs q, k, v, dout, then out, dq, dk, dv, lse. */
@@ -35,21 +37,36 @@ typedef struct Call {
     size_t row[N_TENSORS], step[N_TENSORS]; /* elements of a row that count, and to the next row */
 } Call;
 
-static inline size_t element(DType t) { return t == DT_F64 ? sizeof(double) : sizeof(float); }
+/* lse is float32 where the rest is bf16. */
+static inline DType dtype_of(DType t, int tensor) {
+    return t == DT_BF16 && tensor == LSE ? DT_F32 : t;
+}
 
 static inline double get(const Call *c, int tensor, size_t i) {
-    return c->a.dtype == DT_F64 ? ((double *)c->block[tensor])[GUARD + i]
-                                : (double)((float *)c->block[tensor])[GUARD + i];
+    const DType t = dtype_of(c->a.dtype, tensor);
+    if (t == DT_F64) return ((double *)c->block[tensor])[GUARD + i];
+    if (t == DT_BF16) return (double)from_bf16(((uint16_t *)c->block[tensor])[GUARD + i]);
+    return (double)((float *)c->block[tensor])[GUARD + i];
 }
 
 static inline void set(const Call *c, int tensor, size_t i, double x) {
-    if (c->a.dtype == DT_F64)
+    const DType t = dtype_of(c->a.dtype, tensor);
+    if (t == DT_F64)
         ((double *)c->block[tensor])[GUARD + i] = x;
+    else if (t == DT_BF16)
+        ((uint16_t *)c->block[tensor])[GUARD + i] = to_bf16((float)x);
     else
         ((float *)c->block[tensor])[GUARD + i] = (float)x;
 }
 
-static inline Call call_make(Shape s, DType dtype, const Mask *mask, float scale) {
+static inline size_t block_bytes(const Call *c, int tensor) {
+    return (c->n[tensor] + 2 * GUARD) * dtype_size(dtype_of(c->a.dtype, tensor));
+}
+
+/* rounded: inputs are numbers of bf16, whatever the dtype. */
+static inline Call call_make_from(Shape s, DType dtype, bool rounded, const Mask *mask,
+                                  float scale) {
+    const int gap = s.H % 2 ? 5 : 8;
     Call c = {.a = {.B = s.B,
                     .H = s.H,
                     .Tq = s.Tq,
@@ -62,26 +79,32 @@ static inline Call call_make(Shape s, DType dtype, const Mask *mask, float scale
     for (int t = 0; t < N_TENSORS; t++) {
         const bool keys = t == K || t == V || t == DK || t == DV;
         c.row[t] = t == LSE ? (size_t)s.Tq : (size_t)(s.H * s.D);
-        c.step[t] = t == LSE ? c.row[t] : c.row[t] + GAP;
+        c.step[t] = t == LSE ? c.row[t] : c.row[t] + (size_t)gap;
         c.n[t] = c.step[t] * (size_t)(t == LSE ? s.B * s.H : s.B * (keys ? s.Tk : s.Tq));
-        c.block[t] = malloc((c.n[t] + 2 * GUARD) * element(dtype));
+        c.block[t] = malloc(block_bytes(&c, t));
         assert_non_null(c.block[t]);
         for (size_t i = 0; i < c.n[t] + 2 * GUARD; i++) set(&c, t, i - GUARD, SENTINEL);
         if (t > DOUT) continue;
         for (size_t i = 0; i < c.n[t]; i++) {
             float x;
             rng_normal((RngKey){7, (uint32_t)t, RNG_TEST}, i, &x, 1);
+            if (rounded) x = from_bf16(to_bf16(x));
             if (i % c.step[t] < c.row[t]) set(&c, t, i, (double)x);
         }
     }
     void *p[N_TENSORS];
-    for (int t = 0; t < N_TENSORS; t++) p[t] = (char *)c.block[t] + GUARD * element(dtype);
+    for (int t = 0; t < N_TENSORS; t++)
+        p[t] = (char *)c.block[t] + GUARD * dtype_size(dtype_of(dtype, t));
     c.a.q = p[Q], c.a.k = p[K], c.a.v = p[V], c.a.dout = p[DOUT], c.a.out = p[OUT];
     c.a.dq = p[DQ], c.a.dk = p[DK], c.a.dv = p[DV], c.a.lse = p[LSE];
-    const int64_t row = s.H * s.D + GAP;
+    const int64_t row = s.H * s.D + gap;
     c.a.qs = c.a.os = (AttnStride){s.Tq * row, row, s.D};
     c.a.ks = c.a.vs = (AttnStride){s.Tk * row, row, s.D};
     return c;
+}
+
+static inline Call call_make(Shape s, DType dtype, const Mask *mask, float scale) {
+    return call_make_from(s, dtype, dtype == DT_BF16, mask, scale);
 }
 
 static inline void call_free(Call *c) {
@@ -95,20 +118,52 @@ static inline void run_plain(Call *c) {
     free(c->a.workspace);
 }
 
+/* What a call's pointer into a block is on the device. */
+static inline void *moved(const Call *c, const Block *b, int tensor, const void *p) {
+    return p ? b->at + ((const unsigned char *)p - (unsigned char *)c->block[tensor]) : NULL;
+}
+
 /* Forward and backward with exactly the workspace that was asked for, full of NaN. */
 static inline void run_backend(Ctx *ctx, const AttnBackend *b, Call *c) {
-    for (int backward = 0; backward < 2; backward++) {
-        const size_t bytes = b->workspace(ctx, &c->a, backward);
-        unsigned char *w = aligned_alloc(64, (bytes + 127) / 64 * 64);
-        assert_non_null(w);
-        memset(w, 0xff, bytes);
-        memset(w + bytes, 0x5a, 64);
-        c->a.workspace = w;
-        (backward ? b->backward : b->forward)(ctx, &c->a);
-        for (int i = 0; i < 64; i++)
-            if (w[bytes + (size_t)i] != 0x5a) fail_msg("%s wrote behind its workspace", b->name);
-        free(w);
+    Block block[N_TENSORS];
+    AttnArgs a = c->a;
+    for (int t = 0; t < N_TENSORS; t++) {
+        block[t] = block_make(ctx->dev, block_bytes(c, t));
+        memcpy(block[t].host, c->block[t], block_bytes(c, t));
+        block_push(&block[t]);
     }
+    a.q = moved(c, &block[Q], Q, a.q), a.k = moved(c, &block[K], K, a.k);
+    a.v = moved(c, &block[V], V, a.v), a.dout = moved(c, &block[DOUT], DOUT, a.dout);
+    a.out = moved(c, &block[OUT], OUT, a.out), a.lse = moved(c, &block[LSE], LSE, a.lse);
+    a.dq = moved(c, &block[DQ], DQ, a.dq), a.dk = moved(c, &block[DK], DK, a.dk);
+    a.dv = moved(c, &block[DV], DV, a.dv);
+    for (int backward = 0; backward < 2; backward++) {
+        const size_t bytes = b->workspace(ctx, &a, backward);
+        Block w = block_make(ctx->dev, bytes + 64);
+        memset(w.host, 0xff, bytes);
+        memset(w.host + bytes, 0x5a, 64);
+        block_push(&w);
+        a.workspace = w.at;
+        (backward ? b->backward : b->forward)(ctx, &a);
+        block_pull(&w);
+        for (int i = 0; i < 64; i++)
+            if (w.host[bytes + (size_t)i] != 0x5a)
+                fail_msg("%s wrote behind its workspace", b->name);
+        block_free(&w);
+    }
+    for (int t = 0; t < N_TENSORS; t++) {
+        block_pull(&block[t]);
+        memcpy(c->block[t], block[t].host, block_bytes(c, t));
+        block_free(&block[t]);
+    }
+}
+
+/* Rounds what was computed as a kernel in bf16 must at the end. */
+static inline void round_results(Call *c) {
+    for (int t = OUT; t < LSE; t++)
+        for (size_t i = 0; i < c->n[t]; i++)
+            if (i % c->step[t] < c->row[t])
+                set(c, t, i, (double)from_bf16(to_bf16((float)get(c, t, i))));
 }
 
 static inline void check_sentinels(const Call *c, const char *what) {
@@ -116,7 +171,10 @@ static inline void check_sentinels(const Call *c, const char *what) {
         for (size_t i = 0; i < c->n[t] + 2 * GUARD; i++) {
             const size_t at = i - GUARD;
             const bool inside = i >= GUARD && at < c->n[t] && at % c->step[t] < c->row[t];
-            if (!inside && get(c, t, at) != (double)SENTINEL)
+            const double sentinel = dtype_of(c->a.dtype, t) == DT_BF16
+                                        ? (double)from_bf16(to_bf16(SENTINEL))
+                                        : (double)SENTINEL;
+            if (!inside && get(c, t, at) != sentinel)
                 fail_msg("%s: %s was written outside its elements", what, tensor_names[t]);
         }
 }

@@ -37,27 +37,28 @@ static const struct {
              {"(3*q + 5*k + h + b) % 4 != 1 || q == k", "score*(1 + 0.5*h) + 0.1*frame[k]"}};
 enum { N_CASES = sizeof cases / sizeof cases[0] };
 
-/* How many backends at least do a mask: loop and padded know documents alone, sdpa no expression.
- */
-static int backends_for(const Mask *m) {
-    if (m->has_mask_expr || m->has_score_expr) return 3;
-    return m->offsets && !m->within ? 6 : 4;
+/* How many backends at least do a mask: loop and padded know documents alone, sdpa no expression;
+ * flex and flex-dense are not on CUDA. */
+static int backends_for(const Device *d, const Mask *m) {
+    const int flex = d == &cuda_device ? 0 : 2;
+    if (m->has_mask_expr || m->has_score_expr) return flex ? 1 + flex : 0;
+    return flex + (m->offsets && !m->within ? 4 : 2);
 }
 
 /* Every backend in the registry that supports the case, on one device. */
-static int try_backends(const Device *d, const Mask *m, Shape s, const Call *exact,
+static int try_backends(const Device *d, DType dtype, const Mask *m, Shape s, const Call *exact,
                         const Error *plain) {
     int ran = 0;
     Ctx ctx;
     ctx_for(&ctx, d, 2);
     for (int i = 0; attn_backends[i]; i++) {
         const AttnBackend *b = attn_backends[i];
-        Call c = call_make(s, DT_F32, m, exact->a.scale);
+        Call c = call_make(s, dtype, m, exact->a.scale);
         if (!b->supports(&ctx, &c.a)) {
             char what[512];
             Err e;
-            snprintf(what, sizeof what, "%s on %s, mask %s, B %d H %d Tq %d Tk %d D %d", b->name,
-                     d->name, m->text, s.B, s.H, s.Tq, s.Tk, s.D);
+            snprintf(what, sizeof what, "%s on %s, %s, mask %s, B %d H %d Tq %d Tk %d D %d",
+                     b->name, d->name, dtype_name(dtype), m->text, s.B, s.H, s.Tq, s.Tk, s.D);
             if (b->prepare(&ctx, &c.a, &e)) fail_msg("%s: %s", what, e.text);
             run_backend(&ctx, b, &c);
             check_sentinels(&c, what);
@@ -71,17 +72,29 @@ static int try_backends(const Device *d, const Mask *m, Shape s, const Call *exa
     return ran;
 }
 
-/* The same on all devices. */
-static void try_everywhere(const Mask *m, Shape s, float scale) {
-    Call exact = call_make(s, DT_F64, m, scale), single = call_make(s, DT_F32, m, scale);
+/* The same on all devices, in one dtype: in bf16 the rule's plain loops are float32 on the same
+ * rounded inputs, rounded at the end. */
+static void try_dtype(DType dtype, const Mask *m, Shape s, float scale) {
+    const bool bf16 = dtype == DT_BF16;
+    Call exact = call_make_from(s, DT_F64, bf16, m, scale);
+    Call single = call_make_from(s, DT_F32, bf16, m, scale);
     run_plain(&exact);
     run_plain(&single);
+    if (bf16) round_results(&single);
     const Error plain = compare(&single, &exact);
-    for (int d = 0; devices[d]; d++)
-        if (devices[d] != &plain_device && device_runs_here(devices[d]))
-            assert_in_range(try_backends(devices[d], m, s, &exact, &plain), backends_for(m), 100);
+    for (int d = 0; devices[d]; d++) {
+        if (devices[d] == &plain_device || !device_tested(devices[d])) continue;
+        if (bf16 && !devices[d]->has_bf16) continue;
+        assert_in_range(try_backends(devices[d], dtype, m, s, &exact, &plain),
+                        backends_for(devices[d], m), 100);
+    }
     call_free(&exact);
     call_free(&single);
+}
+
+static void try_everywhere(const Mask *m, Shape s, float scale) {
+    try_dtype(DT_F32, m, s, scale);
+    if (device_tested(&cuda_device)) try_dtype(DT_BF16, m, s, scale);
 }
 
 static void every_backend_is_right(void **state) {
@@ -111,7 +124,7 @@ static void documents_of_a_batch(void **state) {
         int n = 0;
         for (; n < 12 && lengths[i][n]; n++) offsets[n + 1] = offsets[n] + lengths[i][n];
         mask_set_documents(&m, offsets, n);
-        assert_int_equal(backends_for(&m), 6);
+        assert_int_equal(backends_for(&plain_device, &m), 6);
         for (size_t j = 0; j < sizeof heads / sizeof *heads; j++) {
             Shape s = heads[j];
             s.Tq = s.Tk = offsets[n];
@@ -143,10 +156,16 @@ static void unwanted_gradients(void **state) {
     Mask m;
     mask_for(&m, "document:21", "");
     Ctx ctx;
-    ctx_for(&ctx, device_find("cpu", NULL), 2);
+    ctx_for(&ctx, device_find(only_device ? only_device : "cpu", NULL), 2);
     for (int i = 0; attn_backends[i]; i++) {
         const Shape s = {1, 2, 65, 65, 16};
         Call all = call_make(s, DT_F32, &m, 0.25f), none = call_make(s, DT_F32, &m, 0.25f);
+        if (attn_backends[i]->supports(&ctx, &all.a)) {
+            assert_true(ctx.dev == &cuda_device); /* which has no flex */
+            call_free(&all);
+            call_free(&none);
+            continue;
+        }
         run_backend(&ctx, attn_backends[i], &all);
         none.a.dk = none.a.dq = NULL;
         run_backend(&ctx, attn_backends[i], &none);
@@ -193,7 +212,7 @@ static void nan_comes_out(void **state) {
     mask_for(&m, *state, "");
     for (int bad = Q; bad <= DOUT; bad++)
         for (int d = 0; devices[d]; d++) {
-            if (devices[d] == &plain_device || !device_runs_here(devices[d])) continue;
+            if (devices[d] == &plain_device || !device_tested(devices[d])) continue;
             Ctx ctx;
             ctx_for(&ctx, devices[d], 2);
             const Shape s = {1, 2, 150, 150, 20};
@@ -368,21 +387,25 @@ static void automatic(void **state) {
     ctx_free(&ctx);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) only_device = argv[1];
     static char causal[] = "causal", frames[] = "frame-causal", documents[] = "document:55";
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_backend_is_right),
         cmocka_unit_test(documents_of_a_batch),
         cmocka_unit_test(peaked_rows),
         cmocka_unit_test(unwanted_gradients),
-        cmocka_unit_test_prestate(threads_change_no_bit, frames),
-        cmocka_unit_test_prestate(threads_change_no_bit, documents),
         cmocka_unit_test_prestate(nan_comes_out, causal),
         cmocka_unit_test_prestate(nan_comes_out, documents),
+    };
+    const struct CMUnitTest of_the_cpu[] = {
+        cmocka_unit_test_prestate(threads_change_no_bit, frames),
+        cmocka_unit_test_prestate(threads_change_no_bit, documents),
         cmocka_unit_test(finite_differences),
         cmocka_unit_test(choices),
         cmocka_unit_test(documents_alone),
         cmocka_unit_test(automatic),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    return failed + (only_device ? 0 : cmocka_run_group_tests(of_the_cpu, NULL, NULL));
 }

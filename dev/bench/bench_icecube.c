@@ -243,7 +243,7 @@ static int step_fits(Run *r, Err *e) {
     train_step(r, 0);
     const ParamTable *p = &r->m.params;
     const double model = (double)(p->values.peak + p->grads.peak + p->state.peak) / (1 << 20);
-    const double MiB = model + arenas_mib(&r->c), left = memory_left() / (1 << 20);
+    const double MiB = model + arenas_mib(&r->c), left = r->c.dev->memory->left() / (1 << 20);
     if (left < 0 || MiB <= left) return 0;
     return err_set(e,
                    "a step of %d events needs %.0f MiB and the machine has %.0f MiB left; choose a "

@@ -36,7 +36,6 @@ typedef struct Cuda {
     struct CudaMasks *masks; /* intervals and documents on the device, attention.cuh */
     struct CudaTimes *times; /* events not yet read, device.cu */
     struct Staging *staging; /* pinned memory for inputs, device.cu */
-    struct OptimTable *rows; /* the parameters' rows on the device, optim.cu */
     double *fetched;         /* pinned: Ctx.fetched */
     cudaEvent_t mark[8];     /* a ring */
     uint64_t n_marks;
@@ -61,7 +60,7 @@ static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
 /* ---- launch ---- */
 
 #ifdef LLMC_EMU
-#include "dev/emu/launch.h" /* emu_launch */
+#include "dev/emu/launch.h" /* emu_launch, emu_shared_block */
 #define shared_block() emu_shared_block()
 #else
 extern __shared__ __align__(128) char shared_bytes_[];
@@ -76,7 +75,7 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef LLMC_EMU
     (void)c;
-    emu_launch(grid, block, shared, [=] { kernel(P(args)...); });
+    emu_launch(kernel, grid, block, shared, [=] { kernel(P(args)...); });
 #else
     enum { WITHOUT_ASKING = 48 << 10 };
     if (shared > WITHOUT_ASKING)

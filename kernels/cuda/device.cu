@@ -121,7 +121,7 @@ typedef struct Lap {
     uint64_t mark; /* the mark that comes behind it */
 } Lap;
 
-typedef struct CudaTimes {
+typedef struct CudaTimes { /* of one clock */
     Lap *lap; /* a ring: first .. first + n - 1 */
     int first, n, cap;
 } CudaTimes;
@@ -154,8 +154,10 @@ static void staging_free(const Ctx *c, Staging *s) {
 }
 
 static void times_free(const Ctx *c, CudaTimes *t) {
-    for (int i = 0; t && i < t->cap; i++) CUDA(c, cudaEventDestroy(t->lap[i].event));
-    if (t) free(t->lap);
+    for (int clock = 0; t && clock < CLOCKS; clock++) {
+        for (int i = 0; i < t[clock].cap; i++) CUDA(c, cudaEventDestroy(t[clock].lap[i].event));
+        free(t[clock].lap);
+    }
     free(t);
 }
 
@@ -168,7 +170,6 @@ void cuda_release(Ctx *c) {
         cuda_masks_free(d->masks);
         staging_free(c, d->staging);
         times_free(c, d->times);
-        optim_table_free(d->rows);
         for (int i = 0; i < MARKS; i++) CUDA(c, cudaEventDestroy(d->mark[i]));
         CUDA(c, cudaFreeHost(d->fetched));
         CUDA(c, cudaStreamDestroy(d->stream));
@@ -231,7 +232,7 @@ static uint64_t mark(Ctx *c) {
 
 /* Adds up the laps that ended before the mark, which has been reached. */
 static void read_laps(Ctx *c, CudaTimes *t, uint64_t reached) {
-    while (t && t->n > 1 && t->lap[(t->first + 1) % t->cap].mark <= reached) {
+    while (t->n > 1 && t->lap[(t->first + 1) % t->cap].mark <= reached) {
         const Lap *a = &t->lap[t->first], *b = &t->lap[(t->first + 1) % t->cap];
         float ms = 0;
         if (b->sum) CUDA(c, cudaEventElapsedTime(&ms, a->event, b->event));
@@ -246,7 +247,8 @@ static void wait(Ctx *c, uint64_t which) {
     CHECK(which < d->n_marks && which + MARKS >= d->n_marks, "mark %llu of %llu",
           (unsigned long long)which, (unsigned long long)d->n_marks);
     CUDA(c, cudaEventSynchronize(d->mark[which % MARKS]));
-    read_laps(c, d->times, which);
+    for (int clock = 0; d->times && clock < CLOCKS; clock++)
+        read_laps(c, &d->times[clock], which);
 }
 
 static void laps_grow(Ctx *c, CudaTimes *t) {
@@ -259,12 +261,13 @@ static void laps_grow(Ctx *c, CudaTimes *t) {
     *t = (CudaTimes){lap, 0, t->n, cap};
 }
 
-static void lap(Ctx *c, double *sum) {
+static void lap(Ctx *c, Clock clock, double *sum) {
     Cuda *d = cuda_of(c);
-    if (!d->times) d->times = (CudaTimes *)calloc(1, sizeof *d->times);
+    if (!d->times) d->times = (CudaTimes *)calloc(CLOCKS, sizeof *d->times);
     CHECK(d->times, "no memory for times");
-    if (d->times->n == d->times->cap) laps_grow(c, d->times);
-    Lap *l = &d->times->lap[(d->times->first + d->times->n++) % d->times->cap];
+    CudaTimes *t = &d->times[clock];
+    if (t->n == t->cap) laps_grow(c, t);
+    Lap *l = &t->lap[(t->first + t->n++) % t->cap];
     l->sum = sum;
     l->mark = d->n_marks;
     CUDA(c, cudaEventRecord(l->event, d->stream));

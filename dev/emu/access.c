@@ -1,0 +1,368 @@
+/* Each access of a kernel to memory: is it allowed there, and is it ordered with those of others?
+ *
+ * The compiler calls __tsan_read4(p) and its like before each access of kernels/cuda (the
+ * instrumentation of -fsanitize=thread; its runtime is not linked). A thread's own stack passes at
+ * once. Shared memory and device memory have a cell for each 4 bytes that remembers the last write
+ * and the reads since:
+ *   - shared memory: of this block. Two accesses, one of them a write, by different threads of a
+ *     block need a __syncthreads between them, or a __syncwarp where both are in one warp.
+ *   - device memory: of this launch. The same; and what a block writes no other block of the launch
+ *     may touch. Atomics may meet atomics.
+ * A cell has room for one write and one kind of reader with the bytes that they touched, so that of
+ * several races on one word some are not seen; what is reported is always one. */
+#include <link.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "dev/emu/emu.h"
+
+#ifndef __SANITIZE_ADDRESS__
+
+#define REGION_BYTES ((size_t)1 << EMU_REGION_SHIFT)
+
+typedef enum Readers { ONE, LANES, WARPS } Readers; /* several lanes of one warp; several warps */
+
+typedef struct Cell {
+    uint32_t scope; /* the block (shared) or launch (device) that the rest is about */
+    uint32_t write_phase, read_phase;
+    uint32_t write_pc, read_pc; /* since the start of the program */
+    uint16_t write_stamp, read_stamp;
+    uint16_t writer, reader;                              /* threads of their block */
+    uint8_t write_bytes : 4, read_bytes : 4, written : 4; /* written: ever in this scope */
+    uint8_t readers : 2, other_block_read : 1;
+    uint8_t atomic : 1, copying : 1; /* the write: an atomic's; of a copy under way */
+} Cell;
+
+typedef struct Range {
+    uintptr_t low;
+    size_t bytes;
+} Range;
+
+static __thread Range own = {0, SIZE_MAX}; /* what passes: a fiber's stack; on the host all */
+static Range statics;                      /* the thread-local segment: static shared memory */
+static uintptr_t code;                     /* where the program begins */
+static Cell *static_cells, *device_cells;
+static Cell shared_cells[EMU_MAX_SHARED / 4];
+
+extern char __start_emu_constant[] __attribute__((weak));
+extern char __stop_emu_constant[] __attribute__((weak));
+
+static int find_statics(struct dl_phdr_info *info, size_t size, void *arg) {
+    (void)size, (void)arg;
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_TLS)
+            statics = (Range){(uintptr_t)info->dlpi_tls_data, info->dlpi_phdr[i].p_memsz};
+    code = info->dlpi_addr;
+    return 1; /* the program itself is the first */
+}
+
+static Cell *cells_for(size_t bytes) {
+    Cell *cells = mmap(NULL, (bytes / 4 + 1) * sizeof *cells, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (cells == MAP_FAILED) emu_fail("no address space to watch memory with");
+    madvise(cells, bytes / 4 * sizeof *cells, MADV_HUGEPAGE);
+    return cells;
+}
+
+void emu_own_stack(const char *low, size_t bytes) {
+    if (!static_cells) {
+        dl_iterate_phdr(find_statics, NULL);
+        static_cells = cells_for(statics.bytes);
+        device_cells = cells_for(REGION_BYTES);
+    }
+    own = (Range){(uintptr_t)low, bytes};
+}
+
+void emu_own_everything(void) { own = (Range){0, SIZE_MAX}; }
+
+static bool in(Range r, uintptr_t at, size_t bytes) {
+    return at - r.low < r.bytes && bytes <= r.bytes - (at - r.low);
+}
+
+/* ---- sentences ---- */
+
+typedef enum Space { SHARED, STATIC, DEVICE } Space;
+typedef struct Access {
+    Space space;
+    uintptr_t at; /* offset in its space */
+    const void *pc;
+    bool write, atomic, copying;
+} Access;
+
+static const char *const SPACE[] = {"byte %zu of dynamic shared memory",
+                                    "a __shared__ variable (byte %zu of them)",
+                                    "device memory at byte %zu"};
+
+static const char *place(const Access *a, char text[128]) {
+    snprintf(text, 128, SPACE[a->space], a->at);
+    return text;
+}
+
+static const char *code_name(uint32_t pc) { return emu_code_name((const void *)(code + pc)); }
+
+__attribute__((noreturn)) static void fail_race(const Access *a, const Cell *c, bool with_write) {
+    const bool same_block = (with_write ? c->write_phase : c->read_phase) >= emu_now.block;
+    char where[128], other[64] = "another block";
+    if (same_block) {
+        const uint3 n = emu_block_dim();
+        const unsigned t = with_write ? c->writer : c->reader;
+        snprintf(other, sizeof other, "thread (%u, %u, %u)", t % n.x, t / n.x % n.y, t / n.x / n.y);
+    }
+    emu_fail("race: %s %s (%s), which %s %s (%s) with no %s between", a->write ? "writes" : "reads",
+             place(a, where), emu_code_name(a->pc), other, with_write ? "wrote" : "read",
+             code_name(with_write ? c->write_pc : c->read_pc), same_block ? "barrier" : "launch");
+}
+
+__attribute__((noreturn)) static void fail_copying(const Access *a, const Cell *c) {
+    char where[128];
+    const uint3 n = emu_block_dim();
+    emu_fail(
+        "%s %s (%s) while an asynchronous copy that thread (%u, %u, %u) began (%s) is under "
+        "way: it was not waited for",
+        a->write ? "writes" : "reads", place(a, where), emu_code_name(a->pc), c->writer % n.x,
+        c->writer / n.x % n.y, c->writer / n.x / n.y, code_name(c->write_pc));
+}
+
+/* ---- one cell ---- */
+
+static void check_after_write(const Access *a, const Cell *c) {
+    if (c->copying) fail_copying(a, c);
+    if (a->atomic && c->atomic) return;
+    if (c->write_phase < emu_now.block ||
+        (c->write_phase == emu_now.phase && c->writer != emu_now.thread &&
+         !emu_ordered(c->writer, c->write_stamp, false)))
+        fail_race(a, c, true);
+}
+
+static void check_written(const Access *a, const Cell *c, unsigned bytes) {
+    if (a->space == DEVICE || (c->written & bytes) == bytes) return;
+    char where[128];
+    emu_fail("reads %s (%s), which nobody of this block has written yet", place(a, where),
+             emu_code_name(a->pc));
+}
+
+static void note_read(const Access *a, Cell *c, unsigned bytes) {
+    const int self = emu_now.thread;
+    check_written(a, c, bytes);
+    if (c->write_bytes & bytes) check_after_write(a, c);
+    if (c->read_phase && c->read_bytes & bytes) {
+        bytes &= c->read_bytes;
+        if (c->read_phase < emu_now.block) c->other_block_read = 1;
+        if (c->read_phase != emu_now.phase)
+            c->readers = ONE;
+        else if (c->reader / EMU_LANES != self / EMU_LANES)
+            c->readers = WARPS;
+        else if (c->readers == ONE && c->reader != self &&
+                 !emu_ordered(c->reader, c->read_stamp, false))
+            c->readers = LANES;
+        else if (c->readers == LANES && emu_ordered(c->reader, c->read_stamp, true))
+            c->readers = ONE;
+    } else {
+        c->readers = ONE;
+        c->other_block_read = 0;
+    }
+    c->read_phase = emu_now.phase;
+    c->read_bytes = bytes & 15;
+    c->reader = (uint16_t)self;
+    c->read_stamp = (uint16_t)emu_syncs[self / EMU_LANES];
+    c->read_pc = (uint32_t)((uintptr_t)a->pc - code);
+}
+
+static void note_write(const Access *a, Cell *c, unsigned bytes) {
+    const int self = emu_now.thread;
+    if (a->atomic) check_written(a, c, bytes);
+    if (c->write_phase && c->write_bytes & bytes) check_after_write(a, c);
+    if (c->read_phase && c->read_bytes & bytes) {
+        const bool now = c->read_phase == emu_now.phase;
+        if (c->other_block_read || c->read_phase < emu_now.block || (now && c->readers == WARPS) ||
+            (now && c->readers == LANES && !emu_ordered(c->reader, c->read_stamp, true)) ||
+            (now && c->readers == ONE && c->reader != self &&
+             !emu_ordered(c->reader, c->read_stamp, false)))
+            fail_race(a, c, false);
+        c->read_phase = 0;
+    }
+    c->write_phase = emu_now.phase;
+    c->write_bytes = bytes & 15;
+    c->written = (c->written | bytes) & 15;
+    c->writer = (uint16_t)self;
+    c->write_stamp = (uint16_t)emu_syncs[self / EMU_LANES];
+    c->write_pc = (uint32_t)((uintptr_t)a->pc - code);
+    c->atomic = a->atomic;
+    c->copying = a->copying;
+}
+
+static void note(Access a, Cell *cells, size_t bytes) {
+    const uint32_t scope = a.space == DEVICE ? emu_now.launch : emu_now.block;
+    const uintptr_t begin = a.at, end = a.at + bytes;
+    for (uintptr_t w = begin / 4; w * 4 < end; w++) {
+        Cell *c = &cells[w];
+        if (c->scope != scope) *c = (Cell){.scope = scope};
+        unsigned mask = 15;
+        if (w * 4 < begin) mask &= 15u << (begin - w * 4);
+        if (w * 4 + 4 > end) mask &= 15u >> (w * 4 + 4 - end);
+        a.at = w * 4 < begin ? begin : w * 4;
+        if (a.write)
+            note_write(&a, c, mask);
+        else
+            note_read(&a, c, mask);
+    }
+}
+
+/* ---- one access ---- */
+
+__attribute__((noreturn)) static void fail_nowhere(const Access *a, uintptr_t at, size_t bytes) {
+    const char *const verb = a->write ? "writes" : "reads";
+    const char *const place = emu_code_name(a->pc);
+    if (at - (uintptr_t)emu_now.shared < emu_now.shared_bytes + (4 << 10))
+        emu_fail("%s %zu bytes at byte %zu of dynamic shared memory (%s), which has %zu", verb,
+                 bytes, at - (uintptr_t)emu_now.shared, place, emu_now.shared_bytes);
+    if (at - (uintptr_t)emu_region < REGION_BYTES)
+        emu_fail("%s %zu bytes of device memory at %p (%s) outside of what is allocated", verb,
+                 bytes, (const void *)at, place);
+    emu_fail("%s %zu bytes at %p (%s), which is not the device's memory", verb, bytes,
+             (const void *)at, place);
+}
+
+static inline void check_access(const void *p, size_t bytes, Access a) {
+    const uintptr_t at = (uintptr_t)p;
+    if (at - own.low < own.bytes) return;
+    const uintptr_t in_shared = at - (uintptr_t)emu_now.shared;
+    if (in_shared < emu_now.shared_bytes && bytes <= emu_now.shared_bytes - in_shared) {
+        a.space = SHARED;
+        a.at = in_shared;
+        note(a, shared_cells, bytes);
+    } else if (at - (uintptr_t)emu_region < REGION_BYTES) {
+        if (!emu_is_live(p, bytes)) fail_nowhere(&a, at, bytes);
+        a.space = DEVICE;
+        a.at = at - (uintptr_t)emu_region;
+        note(a, device_cells, bytes);
+    } else if (in(statics, at, bytes)) {
+        a.space = STATIC;
+        a.at = at - statics.low;
+        note(a, static_cells, bytes);
+    } else {
+        const Range parameters = {(uintptr_t)emu_now.closure, emu_now.closure_bytes};
+        const Range constants = {(uintptr_t)__start_emu_constant,
+                                 (size_t)(__stop_emu_constant - __start_emu_constant)};
+        const bool readable = in(parameters, at, bytes) || in(constants, at, bytes);
+        if (!(readable && !a.write) && !emu_is_pinned(p, bytes)) fail_nowhere(&a, at, bytes);
+    }
+}
+
+void emu_read(const void *p, size_t bytes, const void *pc) {
+    check_access(p, bytes, (Access){.pc = pc});
+}
+void emu_write(const void *p, size_t bytes, const void *pc) {
+    check_access(p, bytes, (Access){.pc = pc, .write = true});
+}
+void emu_read_write_atomic(const void *p, size_t bytes, const void *pc) {
+    check_access(p, bytes, (Access){.pc = pc, .write = true, .atomic = true});
+}
+void emu_copy_starts(void *to, size_t bytes, const void *pc) {
+    check_access(to, bytes, (Access){.pc = pc, .write = true, .copying = true});
+}
+
+void emu_copy_lands(void *to, size_t bytes, const void *pc) {
+    const uintptr_t at = (uintptr_t)to;
+    const bool dynamic = at - (uintptr_t)emu_now.shared < emu_now.shared_bytes;
+    Cell *cells = dynamic ? shared_cells + (at - (uintptr_t)emu_now.shared) / 4
+                          : static_cells + (at - statics.low) / 4;
+    for (size_t i = 0; i < bytes / 4; i++) cells[i].copying = 0;
+    emu_write(to, bytes, pc);
+}
+
+bool emu_is_shared(const void *p, size_t bytes) {
+    const Range dynamic = {(uintptr_t)emu_now.shared, emu_now.shared_bytes};
+    return in(dynamic, (uintptr_t)p, bytes) || in(statics, (uintptr_t)p, bytes);
+}
+
+/* ---- what the compiler calls ---- */
+
+#define PC __builtin_return_address(0)
+
+#define CALLED(name, check, n)                    \
+    void name(const void *p);                     \
+    void name(const void *p) { check(p, n, PC); } \
+    void name(const void *p)
+CALLED(__tsan_read1, emu_read, 1);
+CALLED(__tsan_write1, emu_write, 1);
+CALLED(__tsan_read2, emu_read, 2);
+CALLED(__tsan_write2, emu_write, 2);
+CALLED(__tsan_read4, emu_read, 4);
+CALLED(__tsan_write4, emu_write, 4);
+CALLED(__tsan_read8, emu_read, 8);
+CALLED(__tsan_write8, emu_write, 8);
+CALLED(__tsan_read16, emu_read, 16);
+CALLED(__tsan_write16, emu_write, 16);
+CALLED(__tsan_unaligned_read2, emu_read, 2);
+CALLED(__tsan_unaligned_write2, emu_write, 2);
+CALLED(__tsan_unaligned_read4, emu_read, 4);
+CALLED(__tsan_unaligned_write4, emu_write, 4);
+CALLED(__tsan_unaligned_read8, emu_read, 8);
+CALLED(__tsan_unaligned_write8, emu_write, 8);
+CALLED(__tsan_unaligned_read16, emu_read, 16);
+CALLED(__tsan_unaligned_write16, emu_write, 16);
+
+void __tsan_init(void);
+void __tsan_read_range(const void *p, size_t bytes);
+void __tsan_write_range(const void *p, size_t bytes);
+void __tsan_init(void) {}
+void __tsan_read_range(const void *p, size_t bytes) { emu_read(p, bytes, PC); }
+void __tsan_write_range(const void *p, size_t bytes) { emu_write(p, bytes, PC); }
+
+void *emu_memcpy(void *to, const void *from, size_t bytes);
+void *emu_memmove(void *to, const void *from, size_t bytes);
+void *emu_memset(void *to, int value, size_t bytes);
+void *emu_memcpy(void *to, const void *from, size_t bytes) {
+    if (bytes) emu_read(from, bytes, PC), emu_write(to, bytes, PC);
+    return memcpy(to, from, bytes);
+}
+void *emu_memmove(void *to, const void *from, size_t bytes) {
+    if (bytes) emu_read(from, bytes, PC), emu_write(to, bytes, PC);
+    return memmove(to, from, bytes);
+}
+void *emu_memset(void *to, int value, size_t bytes) {
+    if (bytes) emu_write(to, bytes, PC);
+    return memset(to, value, bytes);
+}
+
+/* -fsanitize=alignment,bounds of the kernels: a GPU faults where an address is not a multiple of
+ * the type's size. The structs are GCC's. */
+typedef struct Source {
+    const char *file;
+    uint32_t line, column;
+} Source;
+typedef struct Mismatch {
+    Source at;
+    const void *type;
+    uint8_t log_alignment, kind;
+} Mismatch;
+
+void __ubsan_handle_type_mismatch_v1_abort(const Mismatch *m, uintptr_t p);
+void __ubsan_handle_out_of_bounds_abort(const Source *at, uintptr_t index);
+void __ubsan_handle_type_mismatch_v1_abort(const Mismatch *m, uintptr_t p) {
+    emu_fail("%s:%u: address %p is not aligned to %d bytes", m->at.file, m->at.line, (void *)p,
+             1 << m->log_alignment);
+}
+void __ubsan_handle_out_of_bounds_abort(const Source *at, uintptr_t index) {
+    emu_fail("%s:%u: index %zd is outside of the array", at->file, at->line, (ssize_t)index);
+}
+
+#else
+
+void emu_own_stack(const char *low, size_t bytes) { (void)low, (void)bytes; }
+void emu_own_everything(void) {}
+void emu_read(const void *p, size_t bytes, const void *pc) { (void)p, (void)bytes, (void)pc; }
+void emu_write(const void *p, size_t bytes, const void *pc) { (void)p, (void)bytes, (void)pc; }
+void emu_read_write_atomic(const void *p, size_t bytes, const void *pc) {
+    (void)p, (void)bytes, (void)pc;
+}
+void emu_copy_starts(void *to, size_t bytes, const void *pc) { (void)to, (void)bytes, (void)pc; }
+void emu_copy_lands(void *to, size_t bytes, const void *pc) { (void)to, (void)bytes, (void)pc; }
+bool emu_is_shared(const void *p, size_t bytes) {
+    (void)bytes;
+    return p && !emu_is_device(p);
+}
+
+#endif
