@@ -54,7 +54,7 @@ static inline const char *documents_declined(const Ctx *c, const AttnArgs *a) {
  * forward writes part->out, and lse of `a`. It may be that part->out is part->q.
  * backward reads lse of `a` and q, k, v, dout of the part; it writes the part's dq, dk, dv (NULL:
  * not wanted). It may be that dq is dout, dk is k, dv is v.
- * memory: scores_bytes, aligned to 256. */
+ * memory: scores_bytes, aligned to 64. */
 enum { WHOLE = -1 };
 size_t scores_bytes(const AttnArgs *part, bool backward);
 void scores_forward(Ctx *c, const AttnArgs *a, CudaMask m, const AttnArgs *part, int first,
