@@ -30,6 +30,5 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);
 void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_f32.cu */
 void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m);
 size_t flash_workspace_f32(const AttnArgs *a, bool backward);
-void flash_delta(Ctx *c, const AttnArgs *a, float *delta); /* of either dtype */
 
 #endif

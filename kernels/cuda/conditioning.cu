@@ -7,7 +7,7 @@
 /* ids are not checked on the host: one that the table lacks ends the run. */
 void cuda_embedding_forward(Ctx *c, const OpCall *o) {
     const int64_t C = tensor_cols(o->in[1]), n = tensor_numel(o->out[0]);
-    with_few(c->dtype, C, [=](auto zero) {
+    with_piece(c->dtype, C, [=](auto zero) {
         typedef decltype(zero) Row;
         launch(c, pick_rows<Row>, grid_for(n / Row::N), dim3(BLOCK), 0, (Row *)o->out[0]->data,
                (const Row *)o->in[1]->data, (const int32_t *)o->in[0]->data, n / Row::N, C / Row::N,

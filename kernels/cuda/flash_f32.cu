@@ -114,31 +114,15 @@ static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
 /* ---- backward ---- */
 
 /* delta (B, H, Tq) = rowsum(dout out). Eight lanes a row, rows in the order of memory. */
-template <typename T>
 static __global__ void delta_kernel(AttnArgs a, float *delta) {
-    const int64_t i = global_thread() / 8, rows = (int64_t)a.B * a.Tq * a.H;
+    const int64_t i = global_thread() / 8;
     const int lane = (int)threadIdx.x % 8, h = (int)(i % a.H), t = (int)(i / a.H % a.Tq);
     const int64_t b = i / a.H / a.Tq, at = b * a.os.b + t * a.os.t + h * a.os.h;
-    const T *x = (const T *)a.dout + at, *y = (const T *)a.out + at;
-    enum { N = Pack<T>::N };
+    const float *x = (const float *)a.dout + at, *y = (const float *)a.out + at;
     float sum = 0;
-    if (i < rows && ((uintptr_t)x | (uintptr_t)y | (uintptr_t)(a.D * sizeof(T))) % 16 == 0)
-        for (int d = lane * N; d < a.D; d += 8 * N) {
-            const Pack<T> u = load_pack(x + d), v = load_pack(y + d);
-#pragma unroll
-            for (int e = 0; e < N; e++) sum += to_float(u.at[e]) * to_float(v.at[e]);
-        }
-    else if (i < rows)
-        for (int d = lane; d < a.D; d += 8) sum += to_float(x[d]) * to_float(y[d]);
+    for (int d = lane; b < a.B && d < a.D; d += 8) sum += x[d] * y[d];
     for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
-    if (i < rows && lane == 0) delta[(b * a.H + h) * a.Tq + t] = sum;
-}
-
-void flash_delta(Ctx *c, const AttnArgs *a, float *delta) {
-    const dim3 grid = grid_for((int64_t)a->B * a->Tq * a->H * 8);
-    with_dtype(a->dtype, [&](auto t) {
-        launch(c, delta_kernel<decltype(t)>, grid, dim3(BLOCK), 0, *a, delta);
-    });
+    if (b < a.B && lane == 0) delta[(b * a.H + h) * a.Tq + t] = sum;
 }
 
 /* The queries from the first to the last that see a key of each group of GROUP keys: what a warp
@@ -343,7 +327,7 @@ static void backward(Ctx *c, const AttnArgs *a, CudaMask m, const float *delta,
 void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m) {
     Span *queries = (Span *)a->workspace;
     float *delta = (float *)(queries + group_count(a));
-    flash_delta(c, a, delta);
+    launch(c, delta_kernel, grid_for(delta_count(a) * 8), dim3(BLOCK), 0, *a, delta);
     launch(c, queries_kernel, grid_for((int64_t)group_count(a) * WARP), dim3(BLOCK), 0, *a, m,
            queries);
     if (a->D <= 16)

@@ -5,8 +5,8 @@
 
 /* to = or += from, or zeros where from is NULL. */
 template <typename To, typename From>
-static __global__ void copy_few(To *to, int64_t to_stride, const From *from, int64_t from_stride,
-                                int64_t n, int64_t cols, bool add) {
+static __global__ void copy_pieces(To *to, int64_t to_stride, const From *from, int64_t from_stride,
+                                   int64_t n, int64_t cols, bool add) {
     const int64_t i = global_thread();
     if (i >= n) return;
     const int64_t r = i / cols, j = i - r * cols;
@@ -23,10 +23,10 @@ typedef struct Columns {
 static void copy_rows(Ctx *c, DType dtype, Columns to, Columns from, int64_t rows, int64_t cols,
                       bool add) {
     const int64_t n = rows * cols, lengths = to.stride | to.first | from.stride | from.first | cols;
-    with_few(dtype, lengths, [=](auto zero) {
+    with_piece(dtype, lengths, [=](auto zero) {
         typedef decltype(zero) V;
         const V *source = from.data ? (const V *)from.data + from.first / V::N : NULL;
-        launch(c, copy_few<V, V>, grid_for(n / V::N), dim3(BLOCK), 0,
+        launch(c, copy_pieces<V, V>, grid_for(n / V::N), dim3(BLOCK), 0,
                (V *)to.data + to.first / V::N, to.stride / V::N, source, from.stride / V::N,
                n / V::N, cols / V::N, add);
     });
@@ -116,10 +116,10 @@ void cuda_pad_forward(Ctx *c, const OpCall *o) {
     const int64_t K = tensor_cols(o->in[0]), C = tensor_cols(o->out[0]);
     const int64_t rows = K == C ? 1 : tensor_rows(o->in[0]);
     const int64_t cols = tensor_numel(o->in[0]) / rows, stride = tensor_numel(o->out[0]) / rows;
-    with_few(c->dtype, cols | stride, [=](auto zero) {
+    with_piece(c->dtype, cols | stride, [=](auto zero) {
         typedef decltype(zero) V;
-        typedef Few<float, V::N> Exact;
-        launch(c, copy_few<V, Exact>, grid_for(rows * cols / V::N), dim3(BLOCK), 0,
+        typedef Piece<float, V::N> Exact;
+        launch(c, copy_pieces<V, Exact>, grid_for(rows * cols / V::N), dim3(BLOCK), 0,
                (V *)o->out[0]->data, stride / V::N, (const Exact *)o->in[0]->data, cols / V::N,
                rows * cols / V::N, cols / V::N, false);
     });
@@ -147,19 +147,20 @@ static Patches patches_of(const OpCall *o, const Tensor *image) {
 
 /* A patch is (taps, c) in the image, where a tap's channels are neighbours, and (c, taps) when it
  * is cut out. A block turns some channels of one patch round in shared memory, so that both sides
- * are read and written in whole lines: TILE numbers at most, or those of the fewest channels. */
+ * are read and written in whole lines: TILE numbers at most, or those of the fewest channels, which
+ * fit there for patches of up to 120 pixels a side. */
 enum { TILE = 2048, TURN_BLOCK = 128 };
 
-static int tile_channels(Patches p, int few) {
-    const int fitting = TILE / p.taps / few * few, most = fitting > few ? fitting : few;
+static int tile_channels(Patches p, int N) {
+    const int fitting = TILE / p.taps / N * N, most = fitting > N ? fitting : N;
     return p.c < most ? p.c : most;
 }
 
 /* The block's part, in numbers: `cut` is its first one among the patches, `image` among the images;
- * for each tap it has `few` Few. */
+ * each tap has `pieces` pieces of it. */
 typedef struct Tile {
     int64_t cut, image;
-    int few;
+    int pieces;
 } Tile;
 
 static __device__ __forceinline__ Tile tile_of(Patches p, int channels, int N) {
@@ -180,13 +181,13 @@ static __global__ void cut_patches(V *y, const V *x, Patches p, int channels) {
     typedef typename V::Type T;
     T *turned = (T *)shared_block(); /* (channels, taps) */
     const Tile t = tile_of(p, channels, V::N);
-    for (int i = (int)threadIdx.x; i < t.few * p.taps; i += TURN_BLOCK) {
-        const int tap = i / t.few, k = i % t.few;
+    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK) {
+        const int tap = i / t.pieces, k = i % t.pieces;
         const V v = x[(t.image + tap_distance(p, tap)) / V::N + k];
         for (int j = 0; j < V::N; j++) turned[(k * V::N + j) * p.taps + tap] = v.at[j];
     }
     __syncthreads();
-    for (int i = (int)threadIdx.x; i < t.few * p.taps; i += TURN_BLOCK)
+    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK)
         y[t.cut / V::N + i] = ((const V *)turned)[i];
 }
 
@@ -195,11 +196,11 @@ static __global__ void join_patches(V *dx, const V *dy, Patches p, int channels,
     typedef typename V::Type T;
     T *turned = (T *)shared_block(); /* (channels, taps) */
     const Tile t = tile_of(p, channels, V::N);
-    for (int i = (int)threadIdx.x; i < t.few * p.taps; i += TURN_BLOCK)
+    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK)
         ((V *)turned)[i] = dy[t.cut / V::N + i];
     __syncthreads();
-    for (int i = (int)threadIdx.x; i < t.few * p.taps; i += TURN_BLOCK) {
-        const int tap = i / t.few, k = i % t.few;
+    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK) {
+        const int tap = i / t.pieces, k = i % t.pieces;
         V v;
         for (int j = 0; j < V::N; j++) v.at[j] = turned[(k * V::N + j) * p.taps + tap];
         put(dx + (t.image + tap_distance(p, tap)) / V::N + k, v, add);
@@ -208,7 +209,7 @@ static __global__ void join_patches(V *dx, const V *dy, Patches p, int channels,
 
 void cuda_patchify_forward(Ctx *c, const OpCall *o) {
     const Patches p = patches_of(o, o->in[0]);
-    with_few(c->dtype, p.c, [=](auto zero) {
+    with_piece(c->dtype, p.c, [=](auto zero) {
         typedef decltype(zero) V;
         const int channels = tile_channels(p, V::N), tiles = (p.c + channels - 1) / channels;
         launch(c, cut_patches<V>, dim3((unsigned)(p.n * tiles)), dim3(TURN_BLOCK),
@@ -219,7 +220,7 @@ void cuda_patchify_forward(Ctx *c, const OpCall *o) {
 
 void cuda_patchify_backward(Ctx *c, const OpCall *o) {
     const Patches p = patches_of(o, o->in[0]);
-    with_few(c->dtype, p.c, [=](auto zero) {
+    with_piece(c->dtype, p.c, [=](auto zero) {
         typedef decltype(zero) V;
         const int channels = tile_channels(p, V::N), tiles = (p.c + channels - 1) / channels;
         launch(c, join_patches<V>, dim3((unsigned)(p.n * tiles)), dim3(TURN_BLOCK),
@@ -229,7 +230,7 @@ void cuda_patchify_backward(Ctx *c, const OpCall *o) {
 }
 
 /* A row of a patch, P pixels of 3 channels, is one run of numbers on both sides. `run` and `row`,
- * an image's, are counted in Few. */
+ * an image's, are counted in pieces. */
 template <typename V, bool CUT>
 static __global__ void move_runs(V *to, const V *from, Patches p, int64_t n, int run, int64_t row,
                                  bool add) {
@@ -244,7 +245,7 @@ template <bool CUT>
 static void runs(Ctx *c, const OpCall *o, void *to, const void *from, bool add) {
     const Patches p = patches_of(o, o->out[0]);
     const int64_t n = tensor_numel(o->in[0]);
-    with_few(c->dtype, p.P * p.c, [=](auto zero) {
+    with_piece(c->dtype, p.P * p.c, [=](auto zero) {
         typedef decltype(zero) V;
         launch(c, move_runs<V, CUT>, grid_for(n / V::N), dim3(BLOCK), 0, (V *)to, (const V *)from,
                p, n / V::N, p.P * p.c / V::N, p.w * p.c / V::N, add);

@@ -2,7 +2,7 @@
 #include "kernels/cuda/loss.cuh"
 #include "kernels/cuda/move.cuh"
 
-/* size: Few a frame. One pass: reads x0 and z, writes v and x_t. */
+/* size: pieces a frame. One pass: reads x0 and z, writes v and x_t. */
 template <typename V, typename Exact>
 static __global__ void add_noise(V *x_t, Exact *v, const Exact *x0, const Exact *z, const float *t,
                                  int64_t n, int64_t size) {
@@ -21,15 +21,16 @@ static __global__ void add_noise(V *x_t, Exact *v, const Exact *x0, const Exact 
 
 void cuda_flow_noise_forward(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]), size = n / tensor_numel(o->in[2]);
-    with_few(c->dtype, size, [=](auto zero) {
+    with_piece(c->dtype, size, [=](auto zero) {
         typedef decltype(zero) V;
-        typedef Few<float, V::N> Exact;
+        typedef Piece<float, V::N> Exact;
         launch(c, add_noise<V, Exact>, grid_for(n / V::N), dim3(BLOCK), 0, (V *)o->out[0]->data,
                (Exact *)o->out[1]->data, (const Exact *)o->in[0]->data,
                (const Exact *)o->in[1]->data, (const float *)o->in[2]->data, n / V::N, size / V::N);
     });
 }
 
+/* A sum a block. One pass: reads x and target. */
 template <typename V, typename Exact>
 static __global__ void sum_squared_errors(double *sums, const V *x, const Exact *target,
                                           int64_t n) {
@@ -49,9 +50,9 @@ static __global__ void sum_squared_errors(double *sums, const V *x, const Exact 
 void cuda_mse_loss_forward(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]);
     double *sums = loss_sums(c);
-    with_few(c->dtype, n, [=](auto zero) {
+    with_piece(c->dtype, n, [=](auto zero) {
         typedef decltype(zero) V;
-        typedef Few<float, V::N> Exact;
+        typedef Piece<float, V::N> Exact;
         const dim3 grid = loss_grid(n / V::N);
         launch(c, sum_squared_errors<V, Exact>, grid, dim3(BLOCK), 0, sums,
                (const V *)o->in[0]->data, (const Exact *)o->in[1]->data, n / V::N);
@@ -60,7 +61,7 @@ void cuda_mse_loss_forward(Ctx *c, const OpCall *o) {
 }
 
 /* dx = 2 dloss / count (x - target), and the target's is its opposite; NULL where not wanted. One
- * pass. */
+ * pass: reads x and target, writes each gradient. */
 template <typename V, typename Exact>
 static __global__ void squared_error_slopes(V *dx, Exact *dtarget, const V *x, const Exact *target,
                                             const double *dloss, int64_t n, double count,
@@ -82,9 +83,9 @@ static __global__ void squared_error_slopes(V *dx, Exact *dtarget, const V *x, c
 void cuda_mse_loss_backward(Ctx *c, const OpCall *o) {
     const Tensor *x = o->in[0], *target = o->in[1];
     const int64_t n = tensor_numel(x);
-    with_few(c->dtype, n, [=](auto zero) {
+    with_piece(c->dtype, n, [=](auto zero) {
         typedef decltype(zero) V;
-        typedef Few<float, V::N> Exact;
+        typedef Piece<float, V::N> Exact;
         launch(c, squared_error_slopes<V, Exact>, grid_for(n / V::N), dim3(BLOCK), 0, (V *)x->grad,
                (Exact *)target->grad, (const V *)x->data, (const Exact *)target->data,
                (const double *)o->out[0]->grad, n / V::N, (double)n, x->grad_set, target->grad_set);

@@ -8,23 +8,23 @@
 
 /* V neighbours of a row, moved at once. */
 template <typename T, int V>
-struct alignas(V * sizeof(T)) Few {
+struct alignas(V * sizeof(T)) Piece {
     typedef T Type;
     enum { N = V };
     T at[V];
 };
 
-/* Calls f with a Few of the dtype: of 16 bytes where `lengths` (of rows, and what lies between
+/* Calls f with a piece of the dtype: of 16 bytes where `lengths` (of rows, and what lies between
  * them; or'ed together) are multiples of that, else of one number. */
 template <typename F>
-static inline void with_few(DType dtype, int64_t lengths, F f) {
+static inline void with_piece(DType dtype, int64_t lengths, F f) {
     with_dtype(dtype, [=](auto zero) {
         typedef decltype(zero) T;
         enum { N = Pack<T>::N };
         if (lengths % N == 0)
-            f(Few<T, N>());
+            f(Piece<T, N>());
         else
-            f(Few<T, 1>());
+            f(Piece<T, 1>());
     });
 }
 
@@ -33,8 +33,8 @@ static inline DType grad_dtype(const Tensor *t) { return t->is_param ? DT_F32 : 
 
 /* *to = or += value, rounded once. */
 template <typename T, typename S, int V>
-static __device__ __forceinline__ void put(Few<T, V> *to, const Few<S, V> &value, bool add) {
-    Few<T, V> sum;
+static __device__ __forceinline__ void put(Piece<T, V> *to, const Piece<S, V> &value, bool add) {
+    Piece<T, V> sum;
     if (add) sum = *to;
     for (int j = 0; j < V; j++) {
         const float x = to_float(value.at[j]);
@@ -43,8 +43,8 @@ static __device__ __forceinline__ void put(Few<T, V> *to, const Few<S, V> &value
     *to = sum;
 }
 
-/* to[r] = from[index[r]], rows of cols Few. An index outside 0 .. rows - 1 ends the run: the launch
- * that comes after it reports a trap. */
+/* to[r] = from[index[r]], rows of cols pieces. An index outside 0 .. rows - 1 is a trap, which ends
+ * the run at the next checked call. */
 template <typename Row>
 static __global__ void pick_rows(Row *to, const Row *from, const int32_t *index, int64_t n,
                                  int64_t cols, int64_t rows) {
@@ -63,12 +63,12 @@ static __global__ void pick_rows(Row *to, const Row *from, const int32_t *index,
 
 enum { SUM_WARPS = 8, SUM_ROWS = 128, SUM_CHUNKS = 256 };
 
-/* The number in column j of row i, overloaded for each kind of rows; NULL: none. */
 struct FloatRows {
     const float *x;
     int64_t cols;
 };
 
+/* The number in column j of row i, overloaded for each kind of rows; NULL: none. */
 static __device__ __forceinline__ const float *number_at(FloatRows rows, int64_t i, int64_t j) {
     return rows.x + i * rows.cols + j;
 }
@@ -80,20 +80,19 @@ static __global__ void sum_chunk(Rows rows, int64_t n, int64_t size, int64_t col
     __shared__ float part[SUM_WARPS][WARP];
     const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     const int64_t j = (int64_t)blockIdx.x * WARP + lane, begin = blockIdx.y * size;
-    const int64_t end = begin + size < n ? begin + size : n;
+    const int64_t end = j >= cols ? 0 : begin + size < n ? begin + size : n;
     float sum = 0;
-    if (j < cols)
 #pragma unroll 4
-        for (int64_t i = begin + warp; i < end; i += SUM_WARPS) {
-            const auto *x = number_at(rows, i, j);
-            if (x) sum += to_float(*x);
-        }
+    for (int64_t i = begin + warp; i < end; i += SUM_WARPS) {
+        const auto *x = number_at(rows, i, j);
+        if (x) sum += to_float(*x);
+    }
     part[warp][lane] = sum;
     __syncthreads();
     if (warp || j >= cols) return;
-    Few<float, 1> total = {0};
+    Piece<float, 1> total = {0};
     for (int w = 0; w < SUM_WARPS; w++) total.at[0] += part[w][lane];
-    put((Few<T, 1> *)to + blockIdx.y * cols + j, total, add);
+    put((Piece<T, 1> *)to + blockIdx.y * cols + j, total, add);
 }
 
 /* t's gradient, of cols numbers, = or += the sums over n rows, `size` of them a block. */

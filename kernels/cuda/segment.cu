@@ -12,21 +12,21 @@ enum { ROWS = 8 };
 typedef struct Segments {
     const int32_t *at;
     int32_t M, N; /* segments, rows */
-    int cols;     /* Few a row */
+    int cols;     /* pieces a row */
     int team;     /* threads: a power of two, at most a warp */
 } Segments;
 
-static Segments segments_of(const OpCall *o, int few) {
-    const int cols = (int)(tensor_cols(o->in[0]) / few);
+static Segments segments_of(const OpCall *o, int N) {
+    const int cols = (int)(tensor_cols(o->in[0]) / N);
     int team = WARP;
     while (team > 1 && team / 2 >= cols) team /= 2;
     return {(const int32_t *)o->in[1]->data, (int32_t)(o->in[1]->shape[0] - 1),
             (int32_t)tensor_rows(o->in[0]), cols, team};
 }
 
-static int32_t teams_of(Segments s) { return (s.N + ROWS - 1) / ROWS; }
+static int64_t teams_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
 
-static dim3 segment_grid(Segments s) { return grid_for((int64_t)teams_of(s) * s.team); }
+static dim3 segment_grid(Segments s) { return grid_for(teams_of(s.N) * s.team); }
 
 /* A team's place: row r of segment m, and the columns lane, lane + team, ... */
 typedef struct Walk {
@@ -53,7 +53,7 @@ static __device__ __forceinline__ void walk_on(Walk *w, Segments s) {
     if (w->r < w->end && w->r == s.at[w->m + 1]) w->m++;
 }
 
-/* Row r, and column j of it, counted in Few. */
+/* Row r, and column j of it, counted in pieces. */
 static __device__ __forceinline__ int64_t place(Segments s, int32_t r, int j) {
     return (int64_t)r * s.cols + j;
 }
@@ -62,8 +62,8 @@ static __device__ __forceinline__ int64_t place(Segments s, int32_t r, int j) {
  *
  * A team pools the rows that it walks. A segment that lies within them is done; of one that began
  * before or goes on behind, it leaves what it has, and a block for each segment that goes on puts
- * these parts together, in the order of the rows: of 5000 rows 626 parts at most. Reads x once, and
- * writes an eighth of it at most. */
+ * these parts together, in the order of the rows: of 5000 rows 626 parts at most. Reads x once; for
+ * eight rows at most two rows of parts are written and read. */
 
 /* What is kept of some numbers of a column: their sum, or the largest and its row. */
 struct Sum {
@@ -94,7 +94,7 @@ template <typename V>
 static __device__ __forceinline__ void finish(V *y, int32_t *from, int64_t at, const Sum *a,
                                               int32_t n) {
     (void)from;
-    Few<float, V::N> mean;
+    Piece<float, V::N> mean;
     for (int k = 0; k < V::N; k++) mean.at[k] = a[k].v / (float)n;
     put(y + at, mean, false);
 }
@@ -102,7 +102,7 @@ template <typename V>
 static __device__ __forceinline__ void finish(V *y, int32_t *from, int64_t at, const Largest *a,
                                               int32_t n) {
     (void)n;
-    Few<float, V::N> most;
+    Piece<float, V::N> most;
     for (int k = 0; k < V::N; k++) {
         most.at[k] = a[k].v;
         from[at * V::N + k] = a[k].row;
@@ -156,34 +156,36 @@ static __global__ void pool_rows(Segments s, V *y, int32_t *from, const V *x, Pa
     if (begun.lane == 0) parts.goes_on[team] = goes_on;
 }
 
-/* Block b looks after the segment that began in team b's rows and goes on. Its threads are groups
- * as wide as a team; each joins some of the parts, one behind the other, and the first group joins
- * what the groups have. */
+/* Block b looks after the segment that began in team b's rows and goes on, which most have not. Its
+ * threads are groups as wide as a team; each joins some of the parts, one behind the other, and the
+ * first group joins what the groups have. */
+enum { JOIN_BLOCK = 128 };
+
 template <typename V, typename A>
 static __global__ void join_parts(Segments s, V *y, int32_t *from, Parts<A> parts) {
-    __shared__ A joined[BLOCK * V::N];
+    __shared__ A joined[JOIN_BLOCK * V::N];
     const int32_t team = (int32_t)blockIdx.x, m = parts.goes_on[team];
     if (m < 0) return;
     const int32_t n = (s.at[m + 1] - 1) / ROWS - team + 1; /* parts */
-    const int group = (int)threadIdx.x / s.team, groups = BLOCK / s.team;
+    const int group = (int)threadIdx.x / s.team, groups = JOIN_BLOCK / s.team;
     const int lane = (int)threadIdx.x % s.team;
-    const int32_t share = (n + groups - 1) / groups;
+    const int32_t share = (n + groups - 1) / groups, begun = group * share;
+    const int32_t end = begun + share < n ? begun + share : n;
     for (int j0 = 0; j0 < s.cols; j0 += s.team) {
         const int j = j0 + lane;
         A pooled[V::N];
         for (int k = 0; k < V::N; k++) begin(&pooled[k]);
 #pragma unroll 4
-        for (int32_t i = group * share; i < n && i < (group + 1) * share; i++) {
-            if (j >= s.cols) break;
+        for (int32_t i = begun; i < (j < s.cols ? end : 0); i++) {
             const A *part = parts.part + place(s, 2 * (team + i) + (i == 0), j) * V::N;
             for (int k = 0; k < V::N; k++) join(&pooled[k], part[k]);
         }
-        for (int k = 0; k < V::N; k++) joined[k * BLOCK + threadIdx.x] = pooled[k];
+        for (int k = 0; k < V::N; k++) joined[k * JOIN_BLOCK + threadIdx.x] = pooled[k];
         __syncthreads();
         if (group == 0 && j < s.cols) {
             for (int g = 1; g < groups; g++)
                 for (int k = 0; k < V::N; k++)
-                    join(&pooled[k], joined[k * BLOCK + g * s.team + lane]);
+                    join(&pooled[k], joined[k * JOIN_BLOCK + g * s.team + lane]);
             finish(y, from, place(s, m, j), pooled, s.at[m + 1] - s.at[m]);
         }
         __syncthreads();
@@ -193,18 +195,18 @@ static __global__ void join_parts(Segments s, V *y, int32_t *from, Parts<A> part
 /* from: NULL for sums. */
 template <typename A>
 static void pool(Ctx *c, const OpCall *o, int32_t *from) {
-    const int64_t C = tensor_cols(o->in[0]), teams = (tensor_rows(o->in[0]) + ROWS - 1) / ROWS;
+    const int64_t C = tensor_cols(o->in[0]), teams = teams_of(tensor_rows(o->in[0]));
     const size_t part_bytes = sizeof(A) * (size_t)(2 * teams * C);
     Parts<A> parts;
     parts.part = (A *)ctx_workspace(c, part_bytes + sizeof(int32_t) * (size_t)teams);
     parts.goes_on = (int32_t *)((char *)parts.part + part_bytes);
-    with_few(c->dtype, C, [=](auto zero) {
+    with_piece(c->dtype, C, [=](auto zero) {
         typedef decltype(zero) V;
         const Segments s = segments_of(o, V::N);
         V *y = (V *)o->out[0]->data;
         launch(c, pool_rows<V, A>, segment_grid(s), dim3(BLOCK), 0, s, y, from,
                (const V *)o->in[0]->data, parts);
-        launch(c, join_parts<V, A>, dim3((unsigned)teams), dim3(BLOCK), 0, s, y, from, parts);
+        launch(c, join_parts<V, A>, dim3((unsigned)teams), dim3(JOIN_BLOCK), 0, s, y, from, parts);
     });
 }
 
@@ -222,7 +224,7 @@ static __global__ void share_out(Segments s, V *dx, const V *dy, bool add) {
         const float share = 1.0f / (float)(s.at[w.m + 1] - s.at[w.m]);
         for (int j = w.lane; j < s.cols; j += s.team) {
             const V d = dy[place(s, w.m, j)];
-            Few<float, V::N> part;
+            Piece<float, V::N> part;
             for (int k = 0; k < V::N; k++) part.at[k] = to_float(d.at[k]) * share;
             put(dx + place(s, w.r, j), part, add);
         }
@@ -230,7 +232,7 @@ static __global__ void share_out(Segments s, V *dx, const V *dy, bool add) {
 }
 
 void cuda_segment_mean_backward(Ctx *c, const OpCall *o) {
-    with_few(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
+    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
         typedef decltype(zero) V;
         const Segments s = segments_of(o, V::N);
         launch(c, share_out<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
@@ -244,15 +246,15 @@ static __global__ void give_to_largest(Segments s, V *dx, const V *dy, const int
     for (Walk w = walk_begin(s); w.r < w.end; walk_on(&w, s))
         for (int j = w.lane; j < s.cols; j += s.team) {
             const V d = dy[place(s, w.m, j)];
-            const Few<int32_t, V::N> row = ((const Few<int32_t, V::N> *)from)[place(s, w.m, j)];
-            Few<float, V::N> part;
+            const Piece<int32_t, V::N> row = ((const Piece<int32_t, V::N> *)from)[place(s, w.m, j)];
+            Piece<float, V::N> part;
             for (int k = 0; k < V::N; k++) part.at[k] = row.at[k] == w.r ? to_float(d.at[k]) : 0;
             put(dx + place(s, w.r, j), part, add);
         }
 }
 
 void cuda_segment_max_backward(Ctx *c, const OpCall *o) {
-    with_few(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
+    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
         typedef decltype(zero) V;
         const Segments s = segments_of(o, V::N);
         launch(c, give_to_largest<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
@@ -264,7 +266,7 @@ void cuda_segment_max_backward(Ctx *c, const OpCall *o) {
 
 void cuda_segment_first_forward(Ctx *c, const OpCall *o) {
     const int64_t C = tensor_cols(o->in[0]), n = tensor_numel(o->out[0]);
-    with_few(c->dtype, C, [=](auto zero) {
+    with_piece(c->dtype, C, [=](auto zero) {
         typedef decltype(zero) Row;
         launch(c, pick_rows<Row>, grid_for(n / Row::N), dim3(BLOCK), 0, (Row *)o->out[0]->data,
                (const Row *)o->in[0]->data, (const int32_t *)o->in[1]->data, n / Row::N, C / Row::N,
@@ -282,7 +284,7 @@ static __global__ void give_to_first(Segments s, V *dx, const V *dy, bool add) {
 }
 
 void cuda_segment_first_backward(Ctx *c, const OpCall *o) {
-    with_few(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
+    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
         typedef decltype(zero) V;
         const Segments s = segments_of(o, V::N);
         launch(c, give_to_first<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
@@ -303,7 +305,7 @@ static __global__ void prepend_token(Segments s, V *y, const V *x, const V *toke
 }
 
 void cuda_segment_prepend_forward(Ctx *c, const OpCall *o) {
-    with_few(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
+    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
         typedef decltype(zero) V;
         const Segments s = segments_of(o, V::N);
         launch(c, prepend_token<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->out[0]->data,
@@ -333,7 +335,7 @@ static __device__ __forceinline__ const T *number_at(TokenRows<T> rows, int64_t 
 void cuda_segment_prepend_backward(Ctx *c, const OpCall *o) {
     const int64_t M = o->in[1]->shape[0] - 1, C = tensor_cols(o->in[0]);
     if (o->in[0]->grad)
-        with_few(c->dtype, C, [=](auto zero) {
+        with_piece(c->dtype, C, [=](auto zero) {
             typedef decltype(zero) V;
             const Segments s = segments_of(o, V::N);
             launch(c, leave_token<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
