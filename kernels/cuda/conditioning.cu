@@ -2,42 +2,40 @@
  * each frame. */
 #include <math.h>
 
-#include "kernels/cuda/move.cuh"
+#include "kernels/cuda/rows.cuh"
 
 /* ids are not checked on the host: one that the table lacks ends the run. */
 void cuda_embedding_forward(Ctx *c, const OpCall *o) {
-    const int64_t C = tensor_cols(o->in[1]), n = tensor_numel(o->out[0]);
-    with_piece(c->dtype, C, [=](auto zero) {
-        typedef decltype(zero) Row;
-        launch(c, pick_rows<Row>, grid_for(n / Row::N), dim3(BLOCK), 0, (Row *)o->out[0]->data,
-               (const Row *)o->in[1]->data, (const int32_t *)o->in[0]->data, n / Row::N, C / Row::N,
-               o->in[1]->shape[0]);
-    });
+    cuda_pick_rows(c, o->out[0], o->in[1], o->in[0]);
 }
 
-/* Column j of the sums is number j of the table: of row i what position i adds to it. */
-template <typename T>
+/* Columns are the whole table: of position i, what it adds to its row of it. In packs. */
+template <typename V>
 struct PickedRows {
-    const T *dy;
+    const V *dy;
     const int32_t *ids;
-    int64_t C;
+    int64_t cols; /* a row of the table */
 };
 
-template <typename T>
-static __device__ __forceinline__ const T *number_at(PickedRows<T> rows, int64_t i, int64_t j) {
-    const int64_t id = j / rows.C;
-    return rows.ids[i] == id ? rows.dy + i * rows.C + j - id * rows.C : NULL;
+template <typename V>
+static __device__ __forceinline__ void add_row(PickedRows<V> rows, int64_t i, int64_t j,
+                                               Pack<float, V::N> *sum) {
+    const int64_t id = j / rows.cols;
+    if (rows.ids[i] != id) return;
+    const V d = rows.dy[i * rows.cols + j - id * rows.cols];
+    for (int k = 0; k < V::N; k++) sum->at[k] += to_float(d.at[k]);
 }
 
 /* Every number of the table goes through all positions, which reads ids once a row of the table and
- * dy once in all. One launch: tables are small, and a second stage would take one for each chunk of
- * positions. */
+ * dy once in all. One block has all positions: a table's partial sums would be as many tables. */
 void cuda_embedding_backward(Ctx *c, const OpCall *o) {
-    const int64_t n = tensor_numel(o->in[0]), C = tensor_cols(o->in[1]);
-    with_dtype(c->dtype, [=](auto zero) {
-        typedef decltype(zero) T;
-        const PickedRows<T> rows = {(const T *)o->out[0]->grad, (const int32_t *)o->in[0]->data, C};
-        sum_rows(c, rows, n, n, tensor_numel(o->in[1]), o->in[1]);
+    const Tensor *ids = o->in[0], *table = o->in[1];
+    const int64_t C = tensor_cols(table);
+    with_pack(c->dtype, C, [&](auto pack) {
+        typedef decltype(pack) V;
+        const PickedRows<V> rows = {(const V *)o->out[0]->grad, (const int32_t *)ids->data,
+                                    C / V::N};
+        sum_rows<V>(c, rows, tensor_numel(ids), tensor_numel(table) / V::N, 1, table);
     });
 }
 
@@ -54,9 +52,9 @@ static __global__ void timestep_pairs(T *y, const float *t, int64_t n, int64_t C
 
 void cuda_timestep_embedding_forward(Ctx *c, const OpCall *o) {
     const int64_t C = tensor_cols(o->out[0]), n = tensor_numel(o->out[0]) / 2;
-    with_dtype(c->dtype, [=](auto zero) {
+    with_dtype(c->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, timestep_pairs<T>, grid_for(n), dim3(BLOCK), 0, (T *)o->out[0]->data,
+        launch(c, timestep_pairs<T>, grid_for(n), BLOCK, 0, (T *)o->out[0]->data,
                (const float *)o->in[0]->data, n, C, (float)(o->attr.steps - 1));
     });
 }

@@ -6,6 +6,7 @@
  *
  * D channels in, R channels out of such a correlation: I and O forward, O and I backward. */
 #include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/rows.cuh"
 
 enum { PATCH_BYTES = 256 << 20 };
 
@@ -72,12 +73,12 @@ static __global__ void gather(T *rows, const T *x, Patches p, unsigned first, un
 static void gather_block(Ctx *c, DType dtype, void *rows, const void *x, const Patches *p,
                          int64_t first, int64_t n) {
     const int64_t image = (int64_t)p->h * p->w, start = first / image * image;
-    with_dtype(dtype, [=](auto zero) {
+    with_dtype(dtype, [&](auto zero) {
         typedef decltype(zero) T;
         enum { V = Pack<T>::N };
         void (*const kernel)(T *, const T *, Patches, unsigned, unsigned) =
             p->D % V == 0 ? gather<T, true> : gather<T, false>;
-        launch(c, kernel, grid_for(n * p->cols / V), dim3(BLOCK), 0, (T *)rows,
+        launch(c, kernel, grid_for(n * p->cols / V), BLOCK, 0, (T *)rows,
                (const T *)x + start * p->D, *p, first - start, n);
     });
 }
@@ -98,10 +99,10 @@ static __global__ void pack_weight(T *packed, const T *weight, int R, int taps, 
 }
 
 static void pack(Ctx *c, const Tensor *weight, int64_t R, const Patches *p, bool turned, void *to) {
-    with_dtype(weight->dtype, [=](auto zero) {
+    with_dtype(weight->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, pack_weight<T>, grid_for(R * p->cols), dim3(BLOCK), 0, (T *)to,
-               (const T *)weight->data, R, p->k * p->k, p->D, p->cols, turned);
+        launch(c, pack_weight<T>, grid_for(R * p->cols), BLOCK, 0, (T *)to, (const T *)weight->data,
+               R, p->k * p->k, p->D, p->cols, turned);
     });
 }
 
@@ -166,8 +167,8 @@ static void weight_gradient(Ctx *c, const Patches *p, const Tensor *x, const Ten
         cuda_gemm(c, &g);
     }
     const int64_t n = tensor_numel(w);
-    launch(c, unpack_gradient, grid_for(n), dim3(BLOCK), 0, (float *)w->grad, packed, n,
-           p->k * p->k, p->D, p->cols, w->grad_set);
+    launch(c, unpack_gradient, grid_for(n), BLOCK, 0, (float *)w->grad, packed, n, p->k * p->k,
+           p->D, p->cols, w->grad_set);
 }
 
 void cuda_conv2d_forward(Ctx *c, const OpCall *o) {
@@ -180,9 +181,7 @@ void cuda_conv2d_backward(Ctx *c, const OpCall *o) {
     const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2], *y = o->out[0];
     const Patches from_x = patches_of(x, (int)w->shape[2]);
     const Patches from_y = patches_of(y, (int)w->shape[2]);
-    if (b && b->grad)
-        cuda_column_sums(c, y->dtype, y->grad, tensor_rows(y), tensor_cols(y), (float *)b->grad,
-                         b->grad_set);
+    if (b && b->grad) cuda_sum_rows(c, y->dtype, y->grad, tensor_cols(y), tensor_rows(y), b);
     if (w->grad) weight_gradient(c, &from_x, x, w, y->grad);
     if (x->grad)
         correlate(c, &from_y, y->dtype, y->grad, w, w->shape[1], true, NULL, x->grad, x->grad_set);

@@ -342,9 +342,9 @@ double cuda_peak(Ctx *c) {
     g.in = g.out = c->dtype;
     g.A = at, g.B = at + bytes, g.C = at + 2 * bytes;
     g.alpha = 1;
-    with_dtype(c->dtype, [=](auto zero) {
+    with_dtype(c->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, fill<T>, grid_for(2 * n * n), dim3(BLOCK), 0, (T *)at, 2 * n * n);
+        launch(c, fill<T>, grid_for(2 * n * n), BLOCK, 0, (T *)at, 2 * n * n);
     });
     return 2e-6 * (double)(n * n * n) / (double)median_time(c, &g);
 }

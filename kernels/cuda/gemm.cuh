@@ -33,15 +33,4 @@ void cuda_gemm(Ctx *c, const Gemm *g);
 /* Frees what cuda_gemm keeps; NULL is allowed. */
 void cublas_free(struct CublasLt *blas);
 
-/* V neighbours, moved at once: 16 bytes, or one number where rows are not cut so. */
-template <typename T, int V>
-struct alignas(V * sizeof(T)) Few {
-    T at[V];
-};
-
-/* sums (N), float32, = or (add) += the sums of x's columns, x (rows, N) of dtype, in a fixed order.
- * Takes ctx_workspace. (linear.cu) */
-void cuda_column_sums(Ctx *c, DType dtype, const void *x, int64_t rows, int64_t N, float *sums,
-                      bool add);
-
 #endif

@@ -37,8 +37,8 @@ typedef struct Scratch {
 
 /* ---- the table ---- */
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-static int64_t chunks_of(const Param *p) { return (tensor_numel(&p->tensor) + CHUNK - 1) / CHUNK; }
+static int64_t round_up(int64_t n, int64_t to) { return div_up(n, to) * to; }
+static int64_t chunks_of(const Param *p) { return div_up(tensor_numel(&p->tensor), CHUNK); }
 
 static int64_t side_of(const Param *p) { /* the shorter one */
     const int64_t *shape = p->tensor.shape;
@@ -153,7 +153,7 @@ static void upload_table(Ctx *c, const Optim *o, const ParamTable *p, double lr_
 /* ---- a block's chunk ---- */
 
 /* Numbers begin .. end - 1 of row; every array of it begins at a multiple of 256 bytes, so packs
- * of four do up to `whole`, and single numbers behind. */
+ * do up to `whole`, and single numbers behind. */
 typedef struct Chunk {
     Row row;
     int64_t begin, whole, end;
@@ -177,39 +177,21 @@ static __device__ Chunk find_chunk(const Row *rows, int n, int64_t number) {
     return k;
 }
 
-/* f(i, Numbers<N>()) for the thread's share of a chunk: N numbers from i on, 4 or 1. */
-template <int N>
-struct Numbers {
-    enum { COUNT = N };
-};
-
+/* f(i, pack) for the thread's share of a chunk: a pack of numbers, or one, from i on. */
 template <typename F>
 static __device__ __forceinline__ void each(const Chunk &k, F f) {
     for (int64_t i = k.begin + 4 * (int)threadIdx.x; i < k.whole; i += 4 * BLOCK)
-        f(i, Numbers<4>());
+        f(i, Pack<float>());
     const int64_t i = k.whole + threadIdx.x;
-    if (i < k.end) f(i, Numbers<1>());
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ Few<T, N> load(const T *p) {
-    return *(const Few<T, N> *)p;
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ void store(T *p, const Few<T, N> &x) {
-    *(Few<T, N> *)p = x;
+    if (i < k.end) f(i, Pack<float, 1>());
 }
 
 /* The master's new values, and their rounding where the model computes with that. */
 template <int N>
 static __device__ __forceinline__ void store_weight(const Row &row, int64_t i,
-                                                    const Few<float, N> &w) {
-    store<N>(row.w + i, w);
-    if (!row.rounded) return;
-    Few<bf16, N> r;
-    for (int j = 0; j < N; j++) r.at[j] = from_float<bf16>(w.at[j]);
-    store<N>(row.rounded + i, r);
+                                                    const Pack<float, N> &w) {
+    put_pack(row.w + i, w, false);
+    if (row.rounded) put_pack(row.rounded + i, w, false);
 }
 
 /* ---- the norm ---- */
@@ -218,25 +200,19 @@ static __device__ __forceinline__ void store_weight(const Row &row, int64_t i,
 static __global__ void square_gradients(const Row *rows, int n, double *sums) {
     const Chunk k = find_chunk(rows, n, blockIdx.x);
     double sum = 0;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i);
         for (int j = 0; j < N; j++) sum += (double)g.at[j] * (double)g.at[j];
     });
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-static __device__ double sum_of(const double *x, int64_t n) {
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
-    return block_sum(sum);
-}
-
 /* One block. */
 static __global__ void finish_norm(const double *sums, int64_t chunks, double clip, double share,
                                    double *norm, float *scale) {
-    const double x = sqrt(sum_of(sums, chunks)) / share;
+    const double x = sqrt(block_sum(sums, chunks)) / share;
     if (threadIdx.x > 0) return;
     const double clipped = clip > 0 ? fmin(1.0, clip / (x + 1e-6)) : 1;
     *norm = x;
@@ -246,7 +222,7 @@ static __global__ void finish_norm(const double *sums, int64_t chunks, double cl
 static void gradient_norm(Ctx *c, const ParamTable *p, const Scratch *s, double clip, double share,
                           double *norm) {
     enum { LARGE_BLOCK = 1024 };
-    launch(c, square_gradients, dim3((unsigned)s->chunks), dim3(BLOCK), 0, s->row, p->n, s->sums);
+    launch(c, square_gradients, dim3((unsigned)s->chunks), BLOCK, 0, s->row, p->n, s->sums);
     launch(c, finish_norm, dim3(1), dim3(LARGE_BLOCK), 0, s->sums, s->chunks, clip, share, norm,
            s->scale);
 }
@@ -260,18 +236,19 @@ static __global__ void adam(const Row *rows, int n, AdamStep adam_step, AdamStep
     if (isnan(grad_scale)) return;
     const Chunk k = find_chunk(rows, n, blockIdx.x);
     const AdamStep s = k.row.group == GROUP_ADAM ? adam_step : adamw_step;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i);
-        Few<float, N> w = load<N>(k.row.w + i), m = load<N>(k.row.m + i), v = load<N>(k.row.v + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i);
+        Pack<float, N> w = load_pack<N>(k.row.w + i), m = load_pack<N>(k.row.m + i),
+                       v = load_pack<N>(k.row.v + i);
         for (int j = 0; j < N; j++) {
             const float x = grad_scale * g.at[j];
             m.at[j] = s.beta1 * m.at[j] + s.one_minus_beta1 * x;
             v.at[j] = s.beta2 * v.at[j] + s.one_minus_beta2 * (x * x);
             w.at[j] = s.keep * w.at[j] - s.step * m.at[j] / (s.v_scale * sqrtf(v.at[j]) + s.eps);
         }
-        store<N>(k.row.m + i, m);
-        store<N>(k.row.v + i, v);
+        put_pack(k.row.m + i, m, false);
+        put_pack(k.row.v + i, v, false);
         store_weight<N>(k.row, i, w);
     });
 }
@@ -303,16 +280,16 @@ static __global__ void muon_momentum(const Row *rows, int n, int64_t first, floa
     if (isnan(share)) return;
     const Chunk k = find_chunk(rows, n, first + blockIdx.x);
     double sum = 0;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i);
-        Few<float, N> m = load<N>(k.row.m + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i);
+        Pack<float, N> m = load_pack<N>(k.row.m + i);
         for (int j = 0; j < N; j++) {
             m.at[j] = mu * m.at[j] + share * g.at[j];
             const float x = mu * m.at[j] + share * g.at[j];
             sum += (double)x * (double)x;
         }
-        store<N>(k.row.m + i, m);
+        put_pack(k.row.m + i, m, false);
     });
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[first + blockIdx.x] = sum;
@@ -325,16 +302,15 @@ static __global__ void muon_start(T *to, const Row *rows, int n, int64_t first, 
     const float share = one_minus_mu * *scale;
     if (isnan(share)) return;
     const Chunk k = find_chunk(rows, n, first + blockIdx.x);
-    const double square = sum_of(sums + k.row.first, (k.row.n + CHUNK - 1) / CHUNK);
+    const double square = block_sum(sums + k.row.first, div_up(k.row.n, CHUNK));
     const float by = (float)(1 / (sqrt(square) + 1e-7));
     T *x = to + k.row.x;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i), m = load<N>(k.row.m + i);
-        Few<T, N> out;
-        for (int j = 0; j < N; j++)
-            out.at[j] = from_float<T>(by * (mu * m.at[j] + share * g.at[j]));
-        store<N>(x + i, out);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i), m = load_pack<N>(k.row.m + i);
+        Pack<float, N> out;
+        for (int j = 0; j < N; j++) out.at[j] = by * (mu * m.at[j] + share * g.at[j]);
+        put_pack(x + i, out, false);
     });
 }
 
@@ -344,10 +320,10 @@ static __global__ void muon_apply(const T *from, const Row *rows, int n, int64_t
                                   const float *scale) {
     if (isnan(*scale)) return;
     const Chunk k = find_chunk(rows, n, first + blockIdx.x);
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<T, N> x = load<N>(from + k.row.x + i);
-        Few<float, N> w = load<N>(k.row.w + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<T, N> x = load_pack<N>(from + k.row.x + i);
+        Pack<float, N> w = load_pack<N>(k.row.w + i);
         for (int j = 0; j < N; j++) w.at[j] = k.row.keep * w.at[j] - k.row.step * to_float(x.at[j]);
         store_weight<N>(k.row, i, w);
     });
@@ -426,14 +402,14 @@ static void muon(Ctx *c, const OptimRule *o, const ParamTable *p, const Scratch 
     const int64_t chunks = s->chunks - s->adam_chunks, first = s->adam_chunks;
     const float mu = (float)o->momentum, one_minus_mu = (float)(1 - o->momentum);
     const dim3 grid((unsigned)chunks);
-    launch(c, muon_momentum, grid, dim3(BLOCK), 0, s->row, p->n, first, mu, one_minus_mu, s->scale,
+    launch(c, muon_momentum, grid, BLOCK, 0, s->row, p->n, first, mu, one_minus_mu, s->scale,
            s->sums);
-    with_dtype(c->dtype, [=](auto zero) {
+    with_dtype(c->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, muon_start<T>, grid, dim3(BLOCK), 0, (T *)s->x, s->row, p->n, first, mu,
-               one_minus_mu, s->scale, s->sums);
+        launch(c, muon_start<T>, grid, BLOCK, 0, (T *)s->x, s->row, p->n, first, mu, one_minus_mu,
+               s->scale, s->sums);
         const void *x = orthogonalise(c, p, s, o->ns_steps);
-        launch(c, muon_apply<T>, grid, dim3(BLOCK), 0, (const T *)x, s->row, p->n, first, s->scale);
+        launch(c, muon_apply<T>, grid, BLOCK, 0, (const T *)x, s->row, p->n, first, s->scale);
     });
 }
 
@@ -444,7 +420,7 @@ void cuda_update(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip,
     const Scratch s = lay_out(c, p, (char *)ctx_workspace(c, cuda_update_workspace(c, p)));
     upload_table(c, o, p, lr_factor, &s);
     gradient_norm(c, p, &s, clip, o->share, norm);
-    launch(c, adam, dim3((unsigned)s.adam_chunks), dim3(BLOCK), 0, s.row, p->n,
+    launch(c, adam, dim3((unsigned)s.adam_chunks), BLOCK, 0, s.row, p->n,
            adam_step(adam_rule, lr_factor * adam_rule->lr, o->t),
            adam_step(adamw_rule, lr_factor * adamw_rule->lr, o->t), s.scale);
     muon(c, &o->rule[GROUP_MUON], p, &s);
