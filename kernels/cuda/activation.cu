@@ -42,7 +42,7 @@ static void backward(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(x);
     with_pack(c->dtype, n, [&](auto pack) {
         typedef decltype(pack) V;
-        launch(c, activation_backward<Act, V>, grid_for(n / V::N), BLOCK, 0, (V *)x->grad,
+        launch(c, activation_backward<Act, V>, grid_for(n / V::N), BLOCK, 0, grad_of<V>(x),
                (const V *)x->data, (const V *)o->out[0]->grad, n / V::N, x->grad_set);
     });
 }
@@ -103,7 +103,7 @@ void cuda_geglu_backward(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(up);
     with_pack(c->dtype, n, [&](auto pack) {
         typedef decltype(pack) V;
-        launch(c, gated_backward<V>, grid_for(n / V::N), BLOCK, 0, (V *)up->grad, (V *)gate->grad,
+        launch(c, gated_backward<V>, grid_for(n / V::N), BLOCK, 0, grad_of<V>(up), grad_of<V>(gate),
                (const V *)up->data, (const V *)gate->data, (const V *)o->out[0]->grad, n / V::N,
                up->grad_set, gate->grad_set);
     });

@@ -1,4 +1,17 @@
-/* What every kernel file of the CUDA device shares: checked calls, the launch, dtypes, reductions.
+/* What every kernel file of the CUDA device shares: checked calls, the launch, dtypes, packs,
+ * reductions. What lies where:
+ *
+ *   device, table                 memory, the queue, time; the list of kernels
+ *   gemm, linear, conv            products by cuBLASLt, and what is made of them
+ *   rows                          rows picked by number; columns summed in a fixed order
+ *   activation, elementwise       a number at a time; dropout, noise: with philox's random ones
+ *   layernorm, rmsnorm, modulate  norms of rows, by norm.cuh; groupnorm: of images
+ *   rope, embedding, layout       positions, tables, and what only moves
+ *   segment, direction, loss      events in segments; what is learned from
+ *   optim                         the update of all parameters
+ *   attention_*                   a backend each; flash_*: sdpa's kernels, attention_scores: those
+ *                                 of the backends that have their scores in memory
+ *   ptx                           instructions that C++ has no word for
  *
  * The same sources are built twice: by nvcc for a GPU, and by the host's C++ compiler for the
  * emulator (dev/emu), which finds races, reads past ends and misused instructions on machines
@@ -130,16 +143,6 @@ static __device__ __forceinline__ void put(T *to, float x, bool add) {
     *to = from_float<T>(add ? to_float(*to) + x : x);
 }
 
-/* t's gradient, NULL: not wanted. T is its type: a parameter's gradient is float, another has the
- * dtype of its data. */
-template <typename T>
-static inline T *grad_of(const Tensor *t) {
-    const DType dtype = t->is_param ? DT_F32 : t->dtype;
-    CHECK(!t->grad || dtype_size(dtype) == sizeof(T), "%s: its gradient is %s", t->name,
-          dtype_name(dtype));
-    return (T *)t->grad;
-}
-
 /* ---- packs ---- */
 
 /* N neighbours that a thread moves at once: 16 bytes of them (Pack<T>), or one number. Beside packs
@@ -189,6 +192,26 @@ static __device__ __forceinline__ void put(Pack<T, N> *to, const Pack<S, N> &x, 
 template <typename T, typename S, int N>
 static __device__ __forceinline__ void put_pack(T *to, const Pack<S, N> &x, bool add) {
     put((Pack<T, N> *)to, x, add);
+}
+
+template <typename T>
+static constexpr size_t number_size(const T *) {
+    return sizeof(T);
+}
+template <typename T, int N>
+static constexpr size_t number_size(const Pack<T, N> *) {
+    return sizeof(T);
+}
+
+/* t's gradient, NULL: not wanted. V is the type of its numbers, or a pack of them: float for a
+ * parameter, else the dtype of t's data. */
+template <typename V>
+static inline V *grad_of(const Tensor *t) {
+    const DType dtype = t->is_param ? DT_F32 : t->dtype;
+    V *grad = (V *)t->grad;
+    CHECK(!grad || number_size(grad) == dtype_size(dtype), "%s: its gradient is %s", t->name,
+          dtype_name(dtype));
+    return grad;
 }
 
 /* ---- reductions: a fixed order, the same bits each time ---- */

@@ -1,26 +1,17 @@
 /* Dropout: the numbers are the CPU's, so that a run drops the same elements on every device.
  * Element i of a call has number (layer << 40) + i of the stream, four numbers to a block of Philox
  * (llmc_like/philox.h); backward draws them again. */
-#include <curand_philox4x32_x.h>
+#include "kernels/cuda/philox.cuh"
 
-#include "kernels/cuda/cuda.cuh"
-
-extern "C" {
-#include "llmc_like/philox.h"
-}
-
-struct Dropout {
-    uint64_t first; /* number of element 0; a multiple of 4 */
-    uint2 key;
-    uint32_t step, below; /* dropped where the number is below it */
-    float scale;          /* of what is kept: 1 / (1 - p) */
-};
+typedef struct Dropout {
+    Stream stream;  /* element 0's number is a multiple of 4 */
+    uint32_t below; /* dropped where the number is below it */
+    float scale;    /* of what is kept: 1 / (1 - p) */
+} Dropout;
 
 static Dropout dropout_of(const OpCall *o) {
     Dropout d;
-    d.first = (uint64_t)o->attr.layer << 40;
-    d.key = make_uint2((uint32_t)o->attr.seed, (uint32_t)(o->attr.seed >> 32));
-    d.step = o->attr.step;
+    d.stream = stream_of(o, RNG_DROPOUT, (uint64_t)o->attr.layer << 40);
     d.below = (uint32_t)ceil((double)o->attr.p * 0x1p32);
     d.scale = 1.0f / (1.0f - o->attr.p);
     return d;
@@ -29,13 +20,11 @@ static Dropout dropout_of(const OpCall *o) {
 /* What the elements of pack i are multiplied by. */
 template <int N>
 static __device__ __forceinline__ Pack<float, N> factors(Dropout d, int64_t i) {
-    const uint64_t number = d.first + (uint64_t)i * N;
+    const uint64_t number = d.stream.first + (uint64_t)i * N;
     const int skip = N % 4 ? (int)(number % 4) : 0;
     Pack<float, N> factor = {};
     for (int k = 0; k < N; k += 4) {
-        const uint64_t block = number / 4 + (uint64_t)(k / 4);
-        const uint4 bits = curand_Philox4x32_10(
-            make_uint4((uint32_t)block, (uint32_t)(block >> 32), d.step, RNG_DROPOUT), d.key);
+        const uint4 bits = stream_block(d.stream, number / 4 + (uint64_t)(k / 4));
         const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
         for (int j = 0; j < 4; j++)
             if (j >= skip && k + j - skip < N)
@@ -79,15 +68,15 @@ static void forward(Ctx *c, const OpCall *o, const Tensor *base, const Tensor *s
 }
 
 static void backward(Ctx *c, const OpCall *o, const Tensor *base, const Tensor *src) {
-    const void *dy = o->out[0]->grad;
-    void *dx = base ? base->grad : NULL, *dsrc = src->grad;
-    if (dx == dy) dx = NULL; /* the tape hands dy itself to x */
-    if (!dx && !dsrc) return;
     const int64_t n = tensor_numel(src);
     with_pack(c->dtype, n, [&](auto pack) {
         typedef decltype(pack) V;
-        launch(c, drop_backward<V>, grid_for(n / V::N), BLOCK, 0, (V *)dx, (V *)dsrc, (const V *)dy,
-               dropout_of(o), n / V::N, base && base->grad_set, src->grad_set);
+        const V *dy = (const V *)o->out[0]->grad;
+        V *dx = base ? grad_of<V>(base) : NULL, *dsrc = grad_of<V>(src);
+        if (dx == dy) dx = NULL; /* the tape hands dy itself to x */
+        if (dx || dsrc)
+            launch(c, drop_backward<V>, grid_for(n / V::N), BLOCK, 0, dx, dsrc, dy, dropout_of(o),
+                   n / V::N, base && base->grad_set, src->grad_set);
     });
 }
 

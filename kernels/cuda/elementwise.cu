@@ -34,15 +34,16 @@ void cuda_add_forward(Ctx *c, const OpCall *o) {
 }
 
 void cuda_add_backward(Ctx *c, const OpCall *o) {
-    const void *dy = o->out[0]->grad;
-    void *da = o->in[0]->grad, *db = o->in[1]->grad;
-    if (da == dy) da = NULL; /* the tape hands dy itself to the first input */
-    if (!da && !db) return;
-    const int64_t n = tensor_numel(o->in[0]);
+    const Tensor *a = o->in[0], *b = o->in[1];
+    const int64_t n = tensor_numel(a);
     with_pack(c->dtype, n, [&](auto pack) {
         typedef decltype(pack) V;
-        launch(c, add_backward<V>, grid_for(n / V::N), BLOCK, 0, (V *)da, (V *)db, (const V *)dy,
-               n / V::N, o->in[0]->grad_set, o->in[1]->grad_set);
+        const V *dy = (const V *)o->out[0]->grad;
+        V *da = grad_of<V>(a), *db = grad_of<V>(b);
+        if (da == dy) da = NULL; /* the tape hands dy itself to the first input */
+        if (da || db)
+            launch(c, add_backward<V>, grid_for(n / V::N), BLOCK, 0, da, db, dy, n / V::N,
+                   a->grad_set, b->grad_set);
     });
 }
 
@@ -130,11 +131,11 @@ void cuda_mix_backward(Ctx *c, const OpCall *o) {
         typedef decltype(pack) V;
         blocks = grid_for(n / V::N).x;
         if (blocks > MAX_BLOCKS) blocks = MAX_BLOCKS;
-        launch(c, mix_backward<V>, blocks, BLOCK, 0, (V *)x->grad, y == x ? NULL : (V *)y->grad,
+        launch(c, mix_backward<V>, blocks, BLOCK, 0, grad_of<V>(x), y == x ? NULL : grad_of<V>(y),
                partial, (const V *)x->data, (const V *)y->data, (const V *)o->out[0]->grad,
                (const float *)r->data + o->attr.part, (const float *)s->data + o->attr.part,
                n / V::N, x->grad_set, y->grad_set);
     });
-    launch(c, mix_factors, 1, BLOCK, 0, (float *)r->grad, (float *)s->grad, partial, blocks,
+    launch(c, mix_factors, 1, BLOCK, 0, grad_of<float>(r), grad_of<float>(s), partial, blocks,
            (int)tensor_numel(r), o->attr.part, r->grad_set, s->grad_set);
 }

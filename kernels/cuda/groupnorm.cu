@@ -6,15 +6,15 @@
 
 enum { IMAGE_BLOCK = 512 };
 
-struct Images {
+typedef struct Images {
     int pixels, C, groups, per; /* per: channels a group */
-};
+} Images;
 
 /* Which of an image's numbers a thread takes, for columns from j0 on: pack j of pixels row, row +
  * rows, ... A thread that is left over has j = C. */
-struct ImagePlace {
+typedef struct ImagePlace {
     int width, rows, row, j; /* width: packs of a pixel side by side in a block */
-};
+} ImagePlace;
 
 template <int N>
 static __device__ __forceinline__ ImagePlace image_place(const Images &s, int j0) {

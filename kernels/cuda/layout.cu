@@ -142,13 +142,13 @@ static int tile_channels(Patches p, int N) {
 
 /* The block's part, in numbers: `cut` is its first one among the patches, `image` among the images;
  * each tap has `packs` packs of it. */
-typedef struct Tile {
+typedef struct PatchTile {
     int64_t cut, image;
     int packs;
-} Tile;
+} PatchTile;
 
-static __device__ __forceinline__ Tile tile_of(Patches p, int channels, int N) {
-    const int tiles = (p.c + channels - 1) / channels, first = (int)(blockIdx.x % tiles) * channels;
+static __device__ __forceinline__ PatchTile tile_of(Patches p, int channels, int N) {
+    const int tiles = (int)div_up(p.c, channels), first = (int)(blockIdx.x % tiles) * channels;
     const int64_t patch = blockIdx.x / tiles;
     const int64_t pixel = patch / p.wide * p.P * p.w + patch % p.wide * p.P; /* the upper left */
     return {(patch * p.c + first) * p.taps, pixel * p.c + first,
@@ -164,7 +164,7 @@ template <typename V>
 static __global__ void cut_patches(V *y, const V *x, Patches p, int channels) {
     typedef typename V::Type T;
     T *turned = (T *)shared_block(); /* (channels, taps) */
-    const Tile t = tile_of(p, channels, V::N);
+    const PatchTile t = tile_of(p, channels, V::N);
     for (int i = (int)threadIdx.x; i < t.packs * p.taps; i += TURN_BLOCK) {
         const int tap = i / t.packs, k = i % t.packs;
         const V v = x[(t.image + tap_distance(p, tap)) / V::N + k];
@@ -179,7 +179,7 @@ template <typename V>
 static __global__ void join_patches(V *dx, const V *dy, Patches p, int channels, bool add) {
     typedef typename V::Type T;
     T *turned = (T *)shared_block(); /* (channels, taps) */
-    const Tile t = tile_of(p, channels, V::N);
+    const PatchTile t = tile_of(p, channels, V::N);
     for (int i = (int)threadIdx.x; i < t.packs * p.taps; i += TURN_BLOCK)
         ((V *)turned)[i] = dy[t.cut / V::N + i];
     __syncthreads();
@@ -208,7 +208,7 @@ void cuda_patchify_backward(Ctx *c, const OpCall *o) {
         typedef decltype(pack) V;
         const int channels = tile_channels(p, V::N), tiles = (int)div_up(p.c, channels);
         launch(c, join_patches<V>, (unsigned)(p.n * tiles), TURN_BLOCK,
-               sizeof(V) / V::N * (size_t)(channels * p.taps), (V *)o->in[0]->grad,
+               sizeof(V) / V::N * (size_t)(channels * p.taps), grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, p, channels, o->in[0]->grad_set);
     });
 }

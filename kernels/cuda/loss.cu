@@ -85,8 +85,8 @@ void cuda_mse_loss_backward(Ctx *c, const OpCall *o) {
     with_pack(c->dtype, n, [&](auto pack) {
         typedef decltype(pack) V;
         typedef Pack<float, V::N> Exact;
-        launch(c, squared_error_slopes<V, Exact>, grid_for(n / V::N), BLOCK, 0, (V *)x->grad,
-               (Exact *)target->grad, (const V *)x->data, (const Exact *)target->data,
+        launch(c, squared_error_slopes<V, Exact>, grid_for(n / V::N), BLOCK, 0, grad_of<V>(x),
+               grad_of<Exact>(target), (const V *)x->data, (const Exact *)target->data,
                (const double *)o->out[0]->grad, n / V::N, (double)n, x->grad_set, target->grad_set);
     });
 }

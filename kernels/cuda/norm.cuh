@@ -32,10 +32,10 @@ static inline void with_row(int cols, F f) {
 
 /* This thread's row, its lane in it, and how many packs a lane goes through. A thread behind the
  * last row has zero columns, and takes part in the sums. */
-struct RowPlace {
+typedef struct RowPlace {
     int64_t row;
     int lane, cols, rounds;
-};
+} RowPlace;
 
 template <typename S>
 static __device__ __forceinline__ RowPlace row_place(int64_t rows, int C) {

@@ -12,7 +12,7 @@
 
 enum { CHUNK = 8192 }; /* numbers that a block takes */
 
-typedef struct Row {
+typedef struct ParamRow {
     float *w, *m, *v; /* Param.master, .m, .v */
     bf16 *rounded;    /* the tensor's data where that is bf16, else NULL */
     const float *g;
@@ -22,11 +22,11 @@ typedef struct Row {
     float keep; /* Muon: 1 - lr wd */
     float step; /* Muon: lr sqrt(max(1, rows / cols)) */
     int64_t x;  /* Muon: where its X begins */
-} Row;
+} ParamRow;
 
 /* What an update works in: parts of the workspace. */
 typedef struct Scratch {
-    Row *row;
+    ParamRow *row;
     double *sums; /* (chunks): of squares */
     float *scale; /* the clip factor; NaN: nothing is to change */
     void *x, *y;  /* X of all Muon's matrices in c->dtype, and its next value */
@@ -87,7 +87,7 @@ static Scratch lay_out(const Ctx *c, const ParamTable *p, char *base) {
             if (products > square) square = products;
         }
     }
-    s.row = (Row *)part(&s, base, p->n * (int64_t)sizeof(Row));
+    s.row = (ParamRow *)part(&s, base, p->n * (int64_t)sizeof(ParamRow));
     s.sums = (double *)part(&s, base, s.chunks * (int64_t)sizeof(double));
     s.scale = (float *)part(&s, base, sizeof(float));
     s.x = part(&s, base, numel * size);
@@ -101,9 +101,9 @@ size_t cuda_update_workspace(const Ctx *c, const ParamTable *p) {
     return lay_out(c, p, NULL).bytes;
 }
 
-static Row row_of(const Param *p, int64_t first) {
+static ParamRow row_of(const Param *p, int64_t first) {
     const Tensor *t = &p->tensor;
-    Row r = {};
+    ParamRow r = {};
     r.w = p->master, r.m = p->m, r.v = p->v;
     r.rounded = t->dtype == DT_BF16 ? (bf16 *)t->data : NULL;
     r.g = (const float *)t->grad;
@@ -113,9 +113,9 @@ static Row row_of(const Param *p, int64_t first) {
     return r;
 }
 
-static Row muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule *o, double lr) {
+static ParamRow muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule *o, double lr) {
     const double rows = (double)p->tensor.shape[0], cols = (double)p->tensor.shape[1];
-    Row r = row_of(p, first);
+    ParamRow r = row_of(p, first);
     r.keep = (float)(1 - lr * o->weight_decay);
     r.step = (float)(lr * sqrt(fmax(1, rows / cols)));
     r.x = x;
@@ -126,8 +126,8 @@ static Row muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule
 static void upload_table(Ctx *c, const Optim *o, const ParamTable *p, double lr_factor,
                          const Scratch *s) {
     const OptimRule *muon = &o->rule[GROUP_MUON];
-    const size_t bytes = (size_t)p->n * sizeof(Row);
-    Row *row = (Row *)ctx_host(c, bytes);
+    const size_t bytes = (size_t)p->n * sizeof(ParamRow);
+    ParamRow *row = (ParamRow *)ctx_host(c, bytes);
     int64_t chunk = 0, x = 0;
     int at = 0;
     for (int i = 0; i < p->n; i++) {
@@ -155,12 +155,12 @@ static void upload_table(Ctx *c, const Optim *o, const ParamTable *p, double lr_
 /* Numbers begin .. end - 1 of row; every array of it begins at a multiple of 256 bytes, so packs
  * do up to `whole`, and single numbers behind. */
 typedef struct Chunk {
-    Row row;
+    ParamRow row;
     int64_t begin, whole, end;
 } Chunk;
 
 /* Chunk `number` is in the last of the n rows that do not begin behind it. */
-static __device__ Chunk find_chunk(const Row *rows, int n, int64_t number) {
+static __device__ Chunk find_chunk(const ParamRow *rows, int n, int64_t number) {
     int low = 0;
     for (int high = n; high - low > 1;) {
         const int middle = (low + high) / 2;
@@ -188,7 +188,7 @@ static __device__ __forceinline__ void each(const Chunk &k, F f) {
 
 /* The master's new values, and their rounding where the model computes with that. */
 template <int N>
-static __device__ __forceinline__ void store_weight(const Row &row, int64_t i,
+static __device__ __forceinline__ void store_weight(const ParamRow &row, int64_t i,
                                                     const Pack<float, N> &w) {
     put_pack(row.w + i, w, false);
     if (row.rounded) put_pack(row.rounded + i, w, false);
@@ -197,7 +197,7 @@ static __device__ __forceinline__ void store_weight(const Row &row, int64_t i,
 /* ---- the norm ---- */
 
 /* sums[chunk] = sum of g^2: 4 bytes a number. */
-static __global__ void square_gradients(const Row *rows, int n, double *sums) {
+static __global__ void square_gradients(const ParamRow *rows, int n, double *sums) {
     const Chunk k = find_chunk(rows, n, blockIdx.x);
     double sum = 0;
     each(k, [&](int64_t i, auto pack) {
@@ -223,14 +223,14 @@ static void gradient_norm(Ctx *c, const ParamTable *p, const Scratch *s, double 
                           double *norm) {
     enum { LARGE_BLOCK = 1024 };
     launch(c, square_gradients, dim3((unsigned)s->chunks), BLOCK, 0, s->row, p->n, s->sums);
-    launch(c, finish_norm, dim3(1), dim3(LARGE_BLOCK), 0, s->sums, s->chunks, clip, share, norm,
+    launch(c, finish_norm, 1, LARGE_BLOCK, 0, s->sums, s->chunks, clip, share, norm,
            s->scale);
 }
 
 /* ---- Adam ---- */
 
 /* 28 bytes a number, and 2 for its rounding. */
-static __global__ void adam(const Row *rows, int n, AdamStep adam_step, AdamStep adamw_step,
+static __global__ void adam(const ParamRow *rows, int n, AdamStep adam_step, AdamStep adamw_step,
                             const float *scale) {
     const float grad_scale = *scale;
     if (isnan(grad_scale)) return;
@@ -274,7 +274,7 @@ static AdamStep adam_step(const OptimRule *o, double lr, int64_t t) {
  * rounds X once. */
 
 /* m = mu m + share g;  sums[chunk] = sum of n^2: 12 bytes a number. */
-static __global__ void muon_momentum(const Row *rows, int n, int64_t first, float mu,
+static __global__ void muon_momentum(const ParamRow *rows, int n, int64_t first, float mu,
                                      float one_minus_mu, const float *scale, double *sums) {
     const float share = one_minus_mu * *scale;
     if (isnan(share)) return;
@@ -297,7 +297,7 @@ static __global__ void muon_momentum(const Row *rows, int n, int64_t first, floa
 
 /* X = n / (|n| + 1e-7): 8 bytes a number, and X. */
 template <typename T>
-static __global__ void muon_start(T *to, const Row *rows, int n, int64_t first, float mu,
+static __global__ void muon_start(T *to, const ParamRow *rows, int n, int64_t first, float mu,
                                   float one_minus_mu, const float *scale, const double *sums) {
     const float share = one_minus_mu * *scale;
     if (isnan(share)) return;
@@ -316,7 +316,7 @@ static __global__ void muon_start(T *to, const Row *rows, int n, int64_t first, 
 
 /* w = keep w - step X: 8 bytes a number, X, and 2 for the rounding. */
 template <typename T>
-static __global__ void muon_apply(const T *from, const Row *rows, int n, int64_t first,
+static __global__ void muon_apply(const T *from, const ParamRow *rows, int n, int64_t first,
                                   const float *scale) {
     if (isnan(*scale)) return;
     const Chunk k = find_chunk(rows, n, first + blockIdx.x);

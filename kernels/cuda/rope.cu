@@ -145,9 +145,9 @@ struct RopeBackward {
 };
 
 /* The sums over one position's heads that a lane keeps, for its columns. */
-struct HeadSums {
+typedef struct HeadSums {
     float ln_q[HEAD_PART], ln_k[HEAD_PART], sine[HEAD_PART], cosine[HEAD_PART];
-};
+} HeadSums;
 
 /* One head, in place of dy: with n = x rstd and a, b the weighted pair, dy is turned back to the
  * gradient by a and b; then dx = rstd (g - n mean(g n)) with g = turned weight. All lanes of a warp

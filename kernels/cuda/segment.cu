@@ -66,13 +66,13 @@ static __device__ __forceinline__ int64_t place(Segments s, int32_t r, int j) {
  * eight rows at most two rows of parts are written and read. */
 
 /* What is kept of some numbers of a column: their sum, or the largest and its row. */
-struct Sum {
+typedef struct Sum {
     float v;
-};
-struct Largest {
+} Sum;
+typedef struct Largest {
     float v;
     int32_t row; /* -1: of no number yet */
-};
+} Largest;
 
 static __device__ __forceinline__ void begin(Sum *a) { a->v = 0; }
 static __device__ __forceinline__ void begin(Largest *a) { *a = {0, -1}; }
@@ -235,7 +235,7 @@ void cuda_segment_mean_backward(Ctx *c, const OpCall *o) {
     with_pack(c->dtype, tensor_cols(o->in[0]), [&](auto pack) {
         typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
-        launch(c, share_out<V>, segment_grid(s), BLOCK, 0, s, (V *)o->in[0]->grad,
+        launch(c, share_out<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, o->in[0]->grad_set);
     });
 }
@@ -257,7 +257,7 @@ void cuda_segment_max_backward(Ctx *c, const OpCall *o) {
     with_pack(c->dtype, tensor_cols(o->in[0]), [&](auto pack) {
         typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
-        launch(c, give_to_largest<V>, segment_grid(s), BLOCK, 0, s, (V *)o->in[0]->grad,
+        launch(c, give_to_largest<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, (const int32_t *)o->saved[0]->data, o->in[0]->grad_set);
     });
 }
@@ -281,7 +281,7 @@ void cuda_segment_first_backward(Ctx *c, const OpCall *o) {
     with_pack(c->dtype, tensor_cols(o->in[0]), [&](auto pack) {
         typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
-        launch(c, give_to_first<V>, segment_grid(s), BLOCK, 0, s, (V *)o->in[0]->grad,
+        launch(c, give_to_first<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, o->in[0]->grad_set);
     });
 }
@@ -336,7 +336,7 @@ void cuda_segment_prepend_backward(Ctx *c, const OpCall *o) {
         const Segments s = segments_of(o, V::N);
         const V *dy = (const V *)o->out[0]->grad;
         if (o->in[0]->grad)
-            launch(c, leave_token<V>, segment_grid(s), BLOCK, 0, s, (V *)o->in[0]->grad, dy,
+            launch(c, leave_token<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]), dy,
                    o->in[0]->grad_set);
         if (o->in[2]->grad)
             sum_rows<V>(c, TokenRows<V>{dy, s.at, s.cols}, M, s.cols, SUM_BLOCKS, o->in[2]);
