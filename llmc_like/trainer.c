@@ -35,8 +35,8 @@ static int choose_attention(Trainer *t, const char *attn, Err *e) {
     return 0;
 }
 
-/* What a device's libraries and tables take beside the arenas, by and large. */
-enum { LIBRARY_BYTES = 128 << 20 };
+/* What a device's libraries, tables and the scratch of ops take beside what is counted. */
+enum { LIBRARY_BYTES = 512 << 20 };
 
 /* One batch of the step and the update, in a dry context, and what they take. */
 static void count_step(Trainer *t) {
@@ -314,10 +314,17 @@ static int open_folder(Trainer *t, Err *e) {
 
 /* ---- what a program can do ---- */
 
+static int measure_peak(Trainer *t, Err *e) {
+    if (trainer_context(t, &t->c, false, e)) return -1;
+    t->log.peak = peak_gflops(&t->c);
+    ctx_free(&t->c);
+    return 0;
+}
+
 static int run_training(Trainer *t, Err *e) {
     const TrainProgram *g = t->program;
-    if (open_training(t, t->s->attn, e)) return -1;
-    t->log.peak = peak_gflops(&t->c); /* before the loader's thread takes its share */
+    /* before the loader's thread takes its share, and in a context that leaves no memory behind */
+    if (measure_peak(t, e) || open_training(t, t->s->attn, e)) return -1;
     if (open_folder(t, e) || open_loader(t, e)) return -1;
     for (int i = 0; i < RUN_UNITS; i++) t->log.unit[i] = g->unit[i];
     t->log.radians = g->radians;
@@ -332,8 +339,8 @@ static int run_plan(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
     const char *attn = strcmp(s->attn, "all") ? s->attn : "vanilla"; /* which needs the most */
     if (make_plan(t, attn, e)) return -1;
-    if (trainer_context(t, &t->c, false, e)) return -1;
-    plan_print(&t->plan, s->steps, peak_gflops(&t->c));
+    if (measure_peak(t, e)) return -1;
+    plan_print(&t->plan, s->steps, t->log.peak);
     return check_memory(t, 0, e);
 }
 
