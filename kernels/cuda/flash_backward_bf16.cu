@@ -62,7 +62,7 @@ typedef struct Backward {
     RowSums *rows;       /* (heads, q_pad) */
     int *starts;         /* (chunks): the first tile of queries that sees the chunk */
     Pack<float> *sums;   /* (heads, chunks, width, tile d_pad / 4), in the order of the threads */
-    int H, Tq, Tk, D, offset, B;
+    int B, H, Tq, Tk, D, offset;
     float scale;
     Cut cut;
 } Backward;
@@ -424,6 +424,11 @@ size_t flash_workspace_bf16(const AttnArgs *a, bool backward) {
     return backward ? cut_make(a).total : 0;
 }
 
+int flash_shared_bf16(int D) {
+    return (int)(D <= 64 ? sizeof(BackwardShared<64, TILE>)
+                         : sizeof(BackwardShared<128, TILE / 2>));
+}
+
 template <int D, int ROWS>
 static void backward_start(Ctx *c, const Backward &p) {
     launch(c, tiles_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.chunks)), dim3(THREADS),
@@ -452,12 +457,12 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                         (RowSums *)(work + cut.rows),
                         (int *)(work + cut.starts),
                         (Pack<float> *)(work + cut.sums),
+                        a->B,
                         a->H,
                         a->Tq,
                         a->Tk,
                         a->D,
                         a->offset,
-                        a->B,
                         a->scale,
                         cut};
     launch(c, limits_kernel, grid_for((int64_t)cut.n_q * WARP), dim3(BLOCK), 0, p);

@@ -1,0 +1,41 @@
+/* sdpa: the fused kernels with the built-in masks, by dtype. */
+#include "kernels/attention.h"
+#include "kernels/cuda/attention.cuh"
+
+static const char *supports(const Ctx *c, const AttnArgs *a) {
+    const Cuda *cuda = cuda_of(c); /* none in a dry context */
+    if (a->dtype != DT_F32 && a->dtype != DT_BF16) return "it computes in float32 and bf16 alone";
+    if (a->mask->has_score_expr) return "it has no score expressions";
+    if (a->mask->has_mask_expr) return "it has no mask expressions";
+    if (a->D > 128) return "its sums fit into registers up to heads of 128 numbers alone";
+    if (a->dtype == DT_F32) return NULL;
+    if (!(a->scale > 0)) return "in bf16 its scale must be more than 0";
+    if (cuda && flash_shared_bf16(a->D) > cuda->max_shared)
+        return "in bf16 heads of more than 64 numbers need 105 KiB of shared memory a block, which "
+               "this GPU has not";
+    return NULL;
+}
+
+static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
+    (void)c;
+    return a->dtype == DT_BF16 ? flash_workspace_bf16(a, backward)
+                               : flash_workspace_f32(a, backward);
+}
+
+static void forward(Ctx *c, const AttnArgs *a) {
+    const CudaMask m = cuda_mask(c, a->mask);
+    (a->dtype == DT_BF16 ? flash_forward_bf16 : flash_forward_f32)(c, a, m);
+}
+
+static void backward(Ctx *c, const AttnArgs *a) {
+    const CudaMask m = cuda_mask(c, a->mask);
+    (a->dtype == DT_BF16 ? flash_backward_bf16 : flash_backward_f32)(c, a, m);
+}
+
+extern const AttnBackend attn_sdpa_cuda = {.name = NULL,
+                                           .help = NULL,
+                                           .supports = supports,
+                                           .prepare = NULL,
+                                           .workspace = workspace,
+                                           .forward = forward,
+                                           .backward = backward};
