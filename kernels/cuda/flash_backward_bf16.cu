@@ -103,8 +103,8 @@ static __global__ void rows_kernel(Backward p) {
               b = (int)(i / p.H / p.cut.q_pad);
     float delta = 0;
     if (b < p.B && t < p.Tq) {
-        const bf16 *x = p.out.data + b * p.out.b + t * p.out.t + h * p.out.h;
-        const bf16 *y = p.dout.data + b * p.dout.b + t * p.dout.t + h * p.dout.h;
+        const bf16 *x = p.out.data + b * p.out.b + (int64_t)t * p.out.t + h * p.out.h;
+        const bf16 *y = p.dout.data + b * p.dout.b + (int64_t)t * p.dout.t + h * p.dout.h;
         for (int d = 8 * lane; d < p.D; d += 8 * LANES)
             delta += chunk_dot(x + d, y + d, min(8, p.D - d), p.out.wide && p.dout.wide);
     }

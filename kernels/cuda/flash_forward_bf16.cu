@@ -303,7 +303,7 @@ void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                        fit < a->B * a->H ? fit : a->B * a->H,
                        a->scale * LOG2E};
     if (a->D <= 32)
-        forward_start<32, 2, 3>(c, p);
+        forward_start<32, 2, 4>(c, p);
     else if (a->D <= 64)
         forward_start<64, 2, 3>(c, p);
     else if (a->D <= 96)
