@@ -1,5 +1,4 @@
 /* sdpa: the fused kernels with the built-in masks, by dtype. */
-#include "kernels/attention.h"
 #include "kernels/cuda/attention.cuh"
 
 static const char *supports(const Ctx *c, const AttnArgs *a) {

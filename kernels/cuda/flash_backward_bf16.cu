@@ -127,9 +127,10 @@ struct BackwardShared {
     Interval intervals[2][ROWS];
 };
 
-/* A warp's gradients: 16 keys; lane 4 g + t has keys g and g + 8. */
+/* A warp's 16 keys: as A operands, and their gradients; lane 4 g + t has keys g and g + 8. */
 template <int D>
-struct KeySums {
+struct Keys {
+    uint32_t k[D / 16][4], v[D / 16][4];
     float dk[D / 8][4], dv[D / 8][4];
 };
 
@@ -158,25 +159,23 @@ static __device__ __forceinline__ void queries_load(const Backward &p,
         cp_async_16(&shared.intervals[stage][i - ROWS], p.intervals + row + i - ROWS, true);
 }
 
-/* s' = k q' of the warp's 16 keys from `key` on; for dp': v and dout. */
+/* s' = k q'; for dp': v and dout */
 template <int D, int ROWS>
-static __device__ __forceinline__ void scores(float s[ROWS / 8][4], bf16 *k, int key, bf16 *q) {
+static __device__ __forceinline__ void scores(float s[ROWS / 8][4], const uint32_t k[D / 16][4],
+                                              bf16 *q) {
 #pragma unroll
     for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) s[n][e] = 0;
 #pragma unroll
-    for (int d = 0; d < D; d += 16) {
-        uint32_t a[4];
-        load_a<D>(a, k, key, d);
+    for (int d = 0; d < D / 16; d++)
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n += 2) {
             uint32_t b[4];
-            load_b<D>(b, q, 8 * n, d);
-            mma_m16n8k16(s[n], a, b);
-            mma_m16n8k16(s[n + 1], a, b + 2);
+            load_b<D>(b, q, 8 * n, 16 * d);
+            mma_m16n8k16(s[n], k[d], b);
+            mma_m16n8k16(s[n + 1], k[d], b + 2);
         }
-    }
 }
 
 /* s' = -inf where the query does not see the key; key: the lane's first. */
@@ -228,12 +227,12 @@ static __device__ __forceinline__ void add_queries(float sum[D / 8][4], const fl
 /* The warp's keys against one tile of queries: adds to dk and dv, leaves ds' in shared memory. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void keys_tile(BackwardShared<D, ROWS> &shared, int stage,
-                                                 KeySums<D> &w, const Limits &l, int key,
+                                                 Keys<D> &w, const Limits &l, int key,
                                                  float scale) {
     const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     float s[ROWS / 8][4], dp[ROWS / 8][4];
-    scores<D, ROWS>(s, shared.k, warp_key, shared.q[stage]);
-    scores<D, ROWS>(dp, shared.v, warp_key, shared.dout[stage]);
+    scores<D, ROWS>(s, w.k, shared.q[stage]);
+    scores<D, ROWS>(dp, w.v, shared.dout[stage]);
     if (!limits_full(l, key, key + 16)) hide<ROWS>(s, shared.intervals[stage], key + g);
     cells<ROWS>(s, dp, shared.rows[stage], scale);
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
@@ -300,6 +299,25 @@ static __device__ __forceinline__ void keys_store(const FlashView &to, const Bac
     tile_store<D>(head_rows(to, head / p.H, head % p.H, p.Tk, p.D), key, tile, warp_key, 16);
 }
 
+/* The keys of the block's tile `keys` and their first tile of queries into shared memory, and the
+ * warp's keys from there. */
+template <int D, int ROWS>
+static __device__ __forceinline__ void keys_load(const Backward &p, BackwardShared<D, ROWS> &shared,
+                                                 Keys<D> &w, int head, int keys, int tile) {
+    const int b = head / p.H, h = head % p.H, warp_key = threadIdx.x / WARP * 16;
+    tile_load<KEYS, D, THREADS>(shared.k, head_rows(p.k, b, h, p.Tk, p.D), keys * KEYS);
+    tile_load<KEYS, D, THREADS>(shared.v, head_rows(p.v, b, h, p.Tk, p.D), keys * KEYS);
+    queries_load(p, shared, 0, head, tile);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (int d = 0; d < D / 16; d++) {
+        load_a<D>(w.k[d], shared.k, warp_key, 16 * d);
+        load_a<D>(w.v[d], shared.v, warp_key, 16 * d);
+    }
+}
+
 template <int D, int ROWS>
 static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
     BackwardShared<D, ROWS> &shared = *(BackwardShared<D, ROWS> *)shared_block();
@@ -313,19 +331,13 @@ static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
 
     for (int keys = first; keys < last; keys++) {
         const int col = keys * KEYS, key = col + threadIdx.x / WARP * 16;
-        KeySums<D> w;
+        int stage = 0, tile = next_tile(p.limits, cut.n_q, start, col, col + KEYS);
+        Keys<D> w;
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) w.dk[n][e] = w.dv[n][e] = 0;
-        int stage = 0, tile = next_tile(p.limits, cut.n_q, start, col, col + KEYS);
-        if (tile < cut.n_q) {
-            const int b = head / p.H, h = head % p.H;
-            tile_load<KEYS, D, THREADS>(shared.k, head_rows(p.k, b, h, p.Tk, p.D), col);
-            tile_load<KEYS, D, THREADS>(shared.v, head_rows(p.v, b, h, p.Tk, p.D), col);
-            queries_load(p, shared, stage, head, tile);
-        }
-        cp_async_commit();
+        if (tile < cut.n_q) keys_load(p, shared, w, head, keys, tile);
         while (tile < cut.n_q) {
             const int next = next_tile(p.limits, cut.n_q, tile + 1, col, col + KEYS);
             const Limits l = p.limits[tile];

@@ -12,7 +12,6 @@
 
 #include <limits.h>
 
-#include "kernels/attention.h"
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/ptx.cuh"
 
