@@ -229,19 +229,14 @@ template <int D, int ROWS>
 static __device__ __forceinline__ void keys_tile(BackwardShared<D, ROWS> &shared, int stage,
                                                  Keys<D> &w, const Limits &l, int key,
                                                  float scale) {
-    const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4;
     float s[ROWS / 8][4], dp[ROWS / 8][4];
     scores<D, ROWS>(s, w.k, shared.q[stage]);
     scores<D, ROWS>(dp, w.v, shared.dout[stage]);
     if (!limits_full(l, key, key + 16)) hide<ROWS>(s, shared.intervals[stage], key + g);
     cells<ROWS>(s, dp, shared.rows[stage], scale);
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
-#pragma unroll
-    for (int n = 0; n < ROWS / 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            tile_put<ROWS>(shared.ds, warp_key + 8 * half + g, 8 * n + 2 * t,
-                           pack_bf16(dp[n][2 * half], dp[n][2 * half + 1]));
+    tile_put<ROWS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
     add_queries<D, ROWS>(w.dk, dp, shared.q[stage]);
 }
 
@@ -251,34 +246,51 @@ struct QuerySums {
     static constexpr int DOWN = ROWS / 16, COLS = D * DOWN / 8;
 };
 
-/* dq += ds k over those of the 128 keys that are seen: begin .. end - 1. sums: the tile's, this
- * thread's at every THREADS-th; fresh: there are none yet. */
+/* dq += ds k of 16 keys */
+template <int D, int ROWS, int N>
+static __device__ __forceinline__ void add_keys(float dq[N][4], bf16 *ds, bf16 *k, int key, int row,
+                                                int col) {
+    uint32_t a[4];
+    load_a_trans<ROWS>(a, ds, key, row);
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        uint32_t b[4];
+        load_b_trans<D>(b, k, key, col + 8 * n);
+        mma_m16n8k16(dq[n], a, b);
+        mma_m16n8k16(dq[n + 1], a, b + 2);
+    }
+}
+
+/* Adds ds k to the tile's sums of dq, over those of the 128 keys that are seen: begin .. end - 1.
+ * sums: this thread's at every THREADS-th; fresh: there are none yet. They come while the products
+ * are made. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void queries_tile(BackwardShared<D, ROWS> &shared,
                                                     Pack<float> *sums, bool fresh, int begin,
                                                     int end) {
-    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, COLS = QuerySums<D, ROWS>::COLS;
-    const int warp = threadIdx.x / WARP, row = warp % DOWN * 16, col = warp / DOWN * COLS;
-    Pack<float> dq[COLS / 8];
+    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, N = QuerySums<D, ROWS>::COLS / 8;
+    const int warp = threadIdx.x / WARP, row = warp % DOWN * 16, col = warp / DOWN * 8 * N;
+    Pack<float> sum[N];
+    float dq[N][4] = {};
+    sums += threadIdx.x;
 #pragma unroll
-    for (int n = 0; n < COLS / 8; n++)
-        dq[n] = fresh ? Pack<float>{} : load_pack(sums[n * THREADS + threadIdx.x].at);
+    for (int n = 0; n < N; n++) sum[n] = fresh ? Pack<float>{} : load_pack(sums[n * THREADS].at);
     __syncthreads(); /* ds is there */
+    if (begin <= 0 && end >= KEYS) {
 #pragma unroll
-    for (int k = 0; k < KEYS; k += 16) {
-        if (k + 16 <= begin || k >= end) continue;
-        uint32_t a[4];
-        load_a_trans<ROWS>(a, shared.ds, k, row);
-#pragma unroll
-        for (int n = 0; n < COLS / 8; n += 2) {
-            uint32_t b[4];
-            load_b_trans<D>(b, shared.k, k, col + 8 * n);
-            mma_m16n8k16(dq[n].at, a, b);
-            mma_m16n8k16(dq[n + 1].at, a, b + 2);
-        }
+        for (int k = 0; k < KEYS; k += 16)
+            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, col);
+    } else {
+#pragma unroll 1
+        for (int k = max(begin, 0) / 16 * 16; k < min(end, (int)KEYS); k += 16)
+            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, col);
     }
 #pragma unroll
-    for (int n = 0; n < COLS / 8; n++) sums[n * THREADS + threadIdx.x] = dq[n];
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) sum[n].at[e] += dq[n][e];
+        sums[n * THREADS] = sum[n];
+    }
 }
 
 /* A warp's 16 rows of a gradient to memory, by way of its 16 rows of `tile`. */
@@ -286,15 +298,10 @@ template <int D>
 static __device__ __forceinline__ void keys_store(const FlashView &to, const Backward &p, int head,
                                                   int key, bf16 *tile, const float x[D / 8][4],
                                                   float scale) {
-    const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const int warp_key = threadIdx.x / WARP * 16;
     if (!to.data) return;
     __syncwarp();
-#pragma unroll
-    for (int n = 0; n < D / 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            tile_put<D>(tile, warp_key + 8 * half + g, 8 * n + 2 * t,
-                        pack_bf16(x[n][2 * half] * scale, x[n][2 * half + 1] * scale));
+    tile_put<D, D / 8>(tile, warp_key, 0, x, scale, scale);
     __syncwarp();
     tile_store<D>(head_rows(to, head / p.H, head % p.H, p.Tk, p.D), key, tile, warp_key, 16);
 }
@@ -361,31 +368,24 @@ static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
 /* dq = scale (the chunks' sums, in their order); a block a tile of queries. */
 template <int D, int ROWS>
 static __global__ void __launch_bounds__(THREADS) add_kernel(Backward p) {
-    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, COLS = QuerySums<D, ROWS>::COLS;
+    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, N = QuerySums<D, ROWS>::COLS / 8;
     __shared__ __align__(16) bf16 out[ROWS * D];
     const Cut &cut = p.cut;
-    const int tile = blockIdx.x % cut.n_q, head = blockIdx.x / cut.n_q;
+    const int tile = blockIdx.x % cut.n_q, head = blockIdx.x / cut.n_q, warp = threadIdx.x / WARP;
     const Limits l = p.limits[tile];
     const int first = l.first / KEYS / cut.chunk, end = (l.end - 1) / KEYS / cut.chunk + 1;
-    const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const int row = warp % DOWN * 16 + g, col = warp / DOWN * COLS + 2 * t;
-    Pack<float> dq[COLS / 8] = {};
+    float dq[N][4] = {};
     for (int chunk = l.end ? first : end; chunk < end; chunk++) {
         const int64_t slot = ((int64_t)head * cut.chunks + chunk) * cut.width + tile;
         const Pack<float> *sums = p.sums + (slot - p.starts[chunk]) * (ROWS * D / 4) + threadIdx.x;
 #pragma unroll
-        for (int n = 0; n < COLS / 8; n++) {
+        for (int n = 0; n < N; n++) {
             const Pack<float> x = load_pack(sums[n * THREADS].at);
 #pragma unroll
-            for (int e = 0; e < 4; e++) dq[n].at[e] += x.at[e];
+            for (int e = 0; e < 4; e++) dq[n][e] += x.at[e];
         }
     }
-#pragma unroll
-    for (int n = 0; n < COLS / 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            tile_put<D>(out, row + 8 * half, col + 8 * n,
-                        pack_bf16(dq[n].at[2 * half] * p.scale, dq[n].at[2 * half + 1] * p.scale));
+    tile_put<D, N>(out, warp % DOWN * 16, warp / DOWN * 8 * N, dq, p.scale, p.scale);
     __syncthreads();
     tile_store<D>(head_rows(p.dq, head / p.H, head % p.H, p.Tq, p.D),
                   tile * ROWS + warp * (ROWS / 8), out, warp * (ROWS / 8), ROWS / 8);

@@ -195,22 +195,20 @@ static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardR
                                                       bf16 *q, int warp_row, int head, int row) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++) {
+        float share[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int at = 16 * m + 8 * half + g;
+            const int at = row + 16 * m + 8 * half + g;
             float sum = w.sum[m][half];
             sum += __shfl_xor_sync(FULL_WARP, sum, 1);
             sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-            const float share = sum == 0 ? 0.0f : 1 / sum;
-            if (t == 0 && row + at < p.Tq)
-                p.lse[(int64_t)head * p.Tq + row + at] = LN2 * (w.top[m][half] + log2f(sum));
-#pragma unroll
-            for (int n = 0; n < D / 8; n++)
-                tile_put<D>(
-                    q, warp_row + at, 8 * n + 2 * t,
-                    pack_bf16(w.out[m][n][2 * half] * share, w.out[m][n][2 * half + 1] * share));
+            share[half] = sum == 0 ? 0.0f : 1 / sum;
+            if (t == 0 && at < p.Tq)
+                p.lse[(int64_t)head * p.Tq + at] = LN2 * (w.top[m][half] + log2f(sum));
         }
+        tile_put<D, D / 8>(q, warp_row + 16 * m, 0, w.out[m], share[0], share[1]);
+    }
     __syncwarp();
     tile_store<D>(head_rows(p.out, head / p.H, head % p.H, p.Tq, p.D), row, q, warp_row, 16 * M);
 }

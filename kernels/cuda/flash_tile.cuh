@@ -101,17 +101,12 @@ static __device__ __forceinline__ void tile_store(const FlashRows &to, int first
     }
 }
 
-/* Two neighbours of a row; col is even. */
-template <int COLS>
-static __device__ __forceinline__ void tile_put(bf16 *tile, int row, int col, uint32_t pair) {
-    *(uint32_t *)(tile_at<COLS>(tile, row, col / 8) + col % 8) = pair;
-}
-
 /* ---- fragments: one ldmatrix each ---- */
 
 /* The address of the chunk at col, in the row and chunk that a lane has of a 16 x 16 block whose
- * first row is `row`, a multiple of 8, and first column col, a multiple of 16. Such a block moves
- * the lane's chunk by an exclusive or alone, so that what depends on the lane is computed once. */
+ * first row is `row`, a multiple of 8, and first column col, a multiple of 16 (of 8 where the
+ * lane's chunk is 0). Such a block moves the lane's chunk by an exclusive or alone, so that what
+ * depends on the lane is computed once. */
 template <int COLS>
 static __device__ __forceinline__ bf16 *lane_at(bf16 *tile, int row, int col, int lane_row,
                                                 int lane_chunk) {
@@ -146,6 +141,20 @@ template <int COLS>
 static __device__ __forceinline__ void load_b_trans(uint32_t b[4], bf16 *tile, int row, int col) {
     const int lane = threadIdx.x % WARP;
     ldmatrix_x4_trans(b, lane_at<COLS>(tile, row, col, lane % 16, lane / 16));
+}
+
+/* tile[row ..][col ..] = the sums x (16, 8 N) of products, rounded: lane 4 g + t has columns 2t and
+ * 2t + 1 of every 8, of row g times `scale` and of row g + 8 times `below`. */
+template <int COLS, int N>
+static __device__ __forceinline__ void tile_put(bf16 *tile, int row, int col, const float x[N][4],
+                                                float scale, float below) {
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        bf16 *to = lane_at<COLS>(tile + 2 * t, row, col + 8 * n, g, 0);
+        *(uint32_t *)to = pack_bf16(x[n][0] * scale, x[n][1] * scale);
+        *(uint32_t *)(to + 8 * COLS) = pack_bf16(x[n][2] * below, x[n][3] * below);
+    }
 }
 
 /* The sums of two products with neighbouring n are, rounded, the A of a product over n: x[0] and
