@@ -127,9 +127,11 @@ struct BackwardShared {
     Interval intervals[2][ROWS];
 };
 
-/* A warp's 16 keys: as A operands, and their gradients; lane 4 g + t has keys g and g + 8. */
+/* A warp's 16 keys and values as A operands, those of wide heads' values excepted (V_HELD), for
+ * which there are no registers left; and their gradients. Lane 4 g + t has keys g and g + 8. */
 template <int D>
 struct Keys {
+    static constexpr bool V_HELD = D <= 64;
     uint32_t k[D / 16][4], v[D / 16][4];
     float dk[D / 8][4], dv[D / 8][4];
 };
@@ -159,23 +161,28 @@ static __device__ __forceinline__ void queries_load(const Backward &p,
         cp_async_16(&shared.intervals[stage][i - ROWS], p.intervals + row + i - ROWS, true);
 }
 
-/* s' = k q'; for dp': v and dout */
-template <int D, int ROWS>
+/* s' = k q' of the warp's 16 keys, held as k or read from row `key` of a tile on; for dp': v and
+ * dout. */
+template <int D, int ROWS, bool HELD>
 static __device__ __forceinline__ void scores(float s[ROWS / 8][4], const uint32_t k[D / 16][4],
-                                              bf16 *q) {
+                                              bf16 *tile, int key, bf16 *q) {
 #pragma unroll
     for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) s[n][e] = 0;
 #pragma unroll
-    for (int d = 0; d < D / 16; d++)
+    for (int d = 0; d < D / 16; d++) {
+        uint32_t read[4];
+        if (!HELD) load_a<D>(read, tile, key, 16 * d);
+        const uint32_t *a = HELD ? k[d] : read;
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n += 2) {
             uint32_t b[4];
             load_b<D>(b, q, 8 * n, 16 * d);
-            mma_m16n8k16(s[n], k[d], b);
-            mma_m16n8k16(s[n + 1], k[d], b + 2);
+            mma_m16n8k16(s[n], a, b);
+            mma_m16n8k16(s[n + 1], a, b + 2);
         }
+    }
 }
 
 /* s' = -inf where the query does not see the key; key: the lane's first. */
@@ -231,8 +238,8 @@ static __device__ __forceinline__ void keys_tile(BackwardShared<D, ROWS> &shared
                                                  float scale) {
     const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4;
     float s[ROWS / 8][4], dp[ROWS / 8][4];
-    scores<D, ROWS>(s, w.k, shared.q[stage]);
-    scores<D, ROWS>(dp, w.v, shared.dout[stage]);
+    scores<D, ROWS, true>(s, w.k, shared.k, warp_key, shared.q[stage]);
+    scores<D, ROWS, Keys<D>::V_HELD>(dp, w.v, shared.v, warp_key, shared.dout[stage]);
     if (!limits_full(l, key, key + 16)) hide<ROWS>(s, shared.intervals[stage], key + g);
     cells<ROWS>(s, dp, shared.rows[stage], scale);
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
@@ -321,7 +328,7 @@ static __device__ __forceinline__ void keys_load(const Backward &p, BackwardShar
 #pragma unroll
     for (int d = 0; d < D / 16; d++) {
         load_a<D>(w.k[d], shared.k, warp_key, 16 * d);
-        load_a<D>(w.v[d], shared.v, warp_key, 16 * d);
+        if (w.V_HELD) load_a<D>(w.v[d], shared.v, warp_key, 16 * d);
     }
 }
 
