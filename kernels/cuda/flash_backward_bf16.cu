@@ -14,16 +14,14 @@
  * reading them before the products that need them, so they need neither barrier nor atomic. At the
  * end the chunks are added in their order (at B H >= 330 there is one).
  *
- * D 64, one tile (64 queries x 128 keys): 5.2 MFLOP in 1280 products of 16 x 8 x 16. A warp reads
- * 16 fragments of 512 bytes each for s, dp, dv and dk, and 24 for dq: 2800 clocks of shared memory
- * (128 bytes a clock) with what ds and cp.async write about 3000, against 1840 of tensor cores
- * (2.85 kFLOP a clock at best on Hopper): shared memory is the limit, at 390 TFLOP/s. The 8192
- * exponentials are 512 clocks. Global memory: 16 KiB of q and dout and 32 KiB of sums a tile: 2.4
- * TB/s at 260 TFLOP/s, about half of an H200's.
- * Shared memory: 32 KiB of k and v, 32 KiB of q and dout in two stages, 16 KiB of ds: 82 KiB. One
- * block of 256 threads a multiprocessor, up to 255 registers each.
- *
- * D 128 takes 32 queries a tile, so that the accumulators fit: 105 KiB of shared memory.
+ * D 64, one tile (64 queries x 128 keys), 5.2 MFLOP, in clocks of a multiprocessor:
+ *   tensor cores   1840  1280 products of 16 x 8 x 16 at 2.85 kFLOP, mma.sync's best on Hopper
+ *   shared memory  3100  88 fragments of 512 bytes a warp (16 each for s, dp, dv and dk, 24 for
+ * dq), 16 KiB each of ds and by cp.async, at 128 bytes exponentials    510  8192 at 16 instructions
+ * 1600  about 800 a warp, 4 at a time so shared memory limits, at 380 TFLOP/s. Global memory: 16
+ * KiB of q and dout and 32 KiB of sums a tile, 2.4 TB/s at 260 TFLOP/s, half of an H200's. 82 KiB
+ * of shared memory, and one block of 8 warps with up to 255 registers on a multiprocessor. D 128
+ * takes 32 queries a tile, so that the sums fit into registers: 105 KiB.
  *
  * B batch, H heads, T tokens, D head size, padded to 32, 64 or 128. */
 #include "kernels/cuda/flash_tile.cuh"
