@@ -35,8 +35,8 @@ endif
 
 # `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
 # The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
-EMU      := $(filter emu test-emu,$(MAKECMDGOALS))
-EMU_TESTS := test_emu
+EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
+EMU_TESTS := test_emu test_emu_bugs
 ifneq ($(EMU),)
 CXX      := g++
 CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
@@ -72,7 +72,7 @@ ifneq ($(EMU),)
 TESTS    := $(EMU_TESTS:%=$(BUILD)/test/%)
 endif
 
-.PHONY: all asan emu deps test test-emu test-self check bench bench-peer format clean
+.PHONY: all asan emu deps test test-emu test-emu-self test-self check bench bench-peer format clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -129,10 +129,14 @@ test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 test-emu: $(TESTS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
 
+test-emu-self: $(TESTS)
+	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(PLANT)
+
 test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
 	$(BUILD)/test/test_ops
 	$(BUILD)/test/test_fixtures
 	dev/check --self
+	$(MAKE) test-emu-self
 
 # This test runs the programs on fixtures; tests of train_wm find it in BIN
 $(BUILD)/test/test_fixtures.o: CPPFLAGS += -DTEST_BIN='"$(BIN)"'

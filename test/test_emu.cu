@@ -8,6 +8,7 @@ extern "C" {
 #include <cmocka.h>
 }
 
+#include <cublasLt.h>
 #include <curand_philox4x32_x.h>
 
 #include "kernels/cuda/cuda.cuh"
@@ -54,8 +55,8 @@ static void test_elementwise(void **) {
 static __global__ void sum_kernel(double *y, const float *x, int n) {
     double sum = 0;
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) sum += x[i + n * blockIdx.x];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) y[blockIdx.x] = sum;
+    sum = block_sum(sum) + block_sum(-1.0);
+    if (threadIdx.x == 0) y[blockIdx.x] = sum + blockDim.x;
 }
 
 static void test_block_sum(void **) {
@@ -90,7 +91,7 @@ static void test_transpose(void **) {
     launch(NULL, transpose_kernel, dim3(N / 32, N / 32), dim3(32, 8), 32 * 33 * sizeof(bf16), dy,
            dx, (int)N);
     to_host(y, dy, N * N);
-    for (int i = 0; i < N * N; i++) assert_true((float)y[i] == (float)(i % N * N + i / N) - 256 * ((i % N * N + i / N) / 256));
+    for (int i = 0; i < N * N; i++) assert_true((float)y[i] == (float)((i % N * N + i / N) % 256));
     CUDA(NULL, cudaFree(dx));
 }
 
@@ -255,10 +256,122 @@ static void test_mma_tf32(void **) {
     CUDA(NULL, cudaFree(dB));
 }
 
+/* ---- what the host sees before it waits, and after ---- */
+
+static void test_late_copy(void **) {
+    const float x = 5;
+    float *dx = to_device(&x, 1), *pinned, ms;
+    cudaEvent_t before, after;
+    CUDA(NULL, cudaMallocHost(&pinned, sizeof *pinned));
+    CUDA(NULL, cudaEventCreate(&before));
+    CUDA(NULL, cudaEventCreate(&after));
+    CUDA(NULL, cudaEventRecord(before, NULL));
+    *pinned = 1;
+    CUDA(NULL, cudaMemcpyAsync(pinned, dx, sizeof *dx, cudaMemcpyDeviceToHost, NULL));
+    CUDA(NULL, cudaEventRecord(after, NULL));
+    CUDA(NULL, cudaEventSynchronize(before));
+    assert_true(isnan(*pinned));
+    assert_int_equal(cudaEventElapsedTime(&ms, before, after), cudaErrorNotReady);
+    assert_int_equal(cudaGetLastError(), cudaErrorNotReady);
+    CUDA(NULL, cudaEventSynchronize(after));
+    assert_true(*pinned == 5);
+    CUDA(NULL, cudaEventElapsedTime(&ms, before, after));
+    CUDA(NULL, cudaEventDestroy(before));
+    CUDA(NULL, cudaEventDestroy(after));
+    CUDA(NULL, cudaFreeHost(pinned));
+    CUDA(NULL, cudaFree(dx));
+}
+
+/* ---- cuBLASLt: D (m, n) = relu(2 A' B + 3 C + bias), columns first, two of them ---- */
+
+#define BLAS(call) assert_int_equal(call, CUBLAS_STATUS_SUCCESS)
+
+static cublasLtMatrixLayout_t layout_of(cudaDataType type, uint64_t rows, uint64_t cols, int64_t ld,
+                                        int64_t stride) {
+    cublasLtMatrixLayout_t l;
+    const int32_t two = 2;
+    BLAS(cublasLtMatrixLayoutCreate(&l, type, rows, cols, ld));
+    BLAS(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &two, sizeof two));
+    BLAS(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
+                                          sizeof stride));
+    return l;
+}
+
+enum { m = 5, n = 3, k = 7, LD = 8 };
+
+/* D in place of C. */
+template <typename T>
+static void multiply(cudaDataType type, T *D, const T *A, const T *B, const T *bias) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_RELU_BIAS;
+    const uint32_t alignment = sizeof(T);
+    const float alpha = 2, beta = 3;
+    cublasLtHandle_t blas;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatmulPreference_t wishes;
+    cublasLtMatmulHeuristicResult_t best;
+    int found;
+    BLAS(cublasLtCreate(&blas));
+    BLAS(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    BLAS(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                        sizeof transposed));
+    BLAS(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                        sizeof epilogue));
+    BLAS(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                        sizeof bias));
+    BLAS(cublasLtMatmulPreferenceCreate(&wishes));
+    for (int i = 0; i < 4; i++)
+        BLAS(cublasLtMatmulPreferenceSetAttribute(
+            wishes,
+            (cublasLtMatmulPreferenceAttributes_t)(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i),
+            &alignment, sizeof alignment));
+    cublasLtMatrixLayout_t a = layout_of(type, k, m, LD, LD * m);
+    cublasLtMatrixLayout_t b = layout_of(type, k, n, LD, 0);
+    cublasLtMatrixLayout_t d = layout_of(type, m, n, m, m * n);
+    BLAS(cublasLtMatmulAlgoGetHeuristic(blas, desc, a, b, d, d, wishes, 1, &best, &found));
+    assert_int_equal(found, 1);
+    BLAS(cublasLtMatmul(blas, desc, &alpha, A, a, B, b, &beta, D, d, D, d, &best.algo, NULL, 0,
+                        NULL));
+    BLAS(cublasLtMatrixLayoutDestroy(a));
+    BLAS(cublasLtMatrixLayoutDestroy(b));
+    BLAS(cublasLtMatrixLayoutDestroy(d));
+    BLAS(cublasLtMatmulPreferenceDestroy(wishes));
+    BLAS(cublasLtMatmulDescDestroy(desc));
+    BLAS(cublasLtDestroy(blas));
+}
+
+template <typename T>
+static void check_product(cudaDataType type) {
+    T A[2 * m * LD], B[n * LD], C[2 * n * m], D[2 * n * m], bias[m];
+    for (int i = 0; i < 2 * m * LD; i++) A[i] = from_float<T>((float)(i % 5 - 2));
+    for (int i = 0; i < n * LD; i++) B[i] = from_float<T>((float)(i % 4 - 1));
+    for (int i = 0; i < 2 * n * m; i++) C[i] = from_float<T>((float)(i % 3));
+    for (int i = 0; i < m; i++) bias[i] = from_float<T>((float)(-2 * i));
+    T *dA = to_device(A, 2 * m * LD), *dB = to_device(B, n * LD);
+    T *dD = to_device(C, 2 * n * m), *d_bias = to_device(bias, m);
+    multiply(type, dD, dA, dB, d_bias);
+    to_host(D, dD, 2 * n * m);
+    for (int i = 0; i < 2 * n * m; i++) {
+        const int row = i % m, column = i / m % n, batch = i / m / n;
+        float sum = 3 * (float)C[i] + (float)bias[row];
+        for (int l = 0; l < k; l++)
+            sum += 2 * (float)A[(batch * m + row) * LD + l] * (float)B[column * LD + l];
+        assert_true((float)D[i] == (sum > 0 ? sum : 0));
+    }
+    CUDA(NULL, cudaFree(dA));
+    CUDA(NULL, cudaFree(dB));
+    CUDA(NULL, cudaFree(d_bias));
+}
+
+static void test_product(void **) {
+    check_product<float>(CUDA_R_32F);
+    check_product<bf16>(CUDA_R_16BF);
+}
+
 /* ---- arithmetic ---- */
 
 static void test_bf16(void **) {
-    assert_true((float)__float2bfloat16_rn(1.00390625f) == 1.0f);    /* half way: to even */
+    assert_true((float)__float2bfloat16_rn(1.00390625f) == 1.0f); /* half way: to even */
     assert_true((float)__float2bfloat16_rn(1.01171875f) == 1.015625f);
     assert_true((float)__float2bfloat16_rn(3.4e38f) == INFINITY);
     assert_true(isnan((float)__float2bfloat16_rn(NAN)));
@@ -270,9 +383,9 @@ static void test_philox(void **) {
     const uint4 zero = curand_Philox4x32_10(make_uint4(0, 0, 0, 0), make_uint2(0, 0));
     assert_int_equal(zero.x, 0x6627e8d5);
     assert_int_equal(zero.w, 0x9b00dbd8);
-    const uint4 pi = curand_Philox4x32_10(
-        make_uint4(0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344),
-        make_uint2(0xa4093822, 0x299f31d0));
+    const uint4 pi =
+        curand_Philox4x32_10(make_uint4(0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344),
+                             make_uint2(0xa4093822, 0x299f31d0));
     assert_int_equal(pi.x, 0xd16cfe09);
     assert_int_equal(pi.y, 0x94fdcceb);
 }
@@ -283,6 +396,7 @@ int main(void) {
         cmocka_unit_test(test_transpose),   cmocka_unit_test(test_shuffles),
         cmocka_unit_test(test_syncwarp),    cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_mma_bf16),    cmocka_unit_test(test_mma_tf32),
+        cmocka_unit_test(test_late_copy),   cmocka_unit_test(test_product),
         cmocka_unit_test(test_bf16),        cmocka_unit_test(test_philox),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

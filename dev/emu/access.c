@@ -19,6 +19,8 @@
 
 #ifndef __SANITIZE_ADDRESS__
 
+#define REGION_BYTES ((size_t)1 << EMU_REGION_SHIFT)
+
 typedef enum Readers { ONE, LANES, WARPS } Readers; /* several lanes of one warp; several warps */
 
 typedef struct Cell {
@@ -59,6 +61,7 @@ static Cell *cells_for(size_t bytes) {
     Cell *cells = mmap(NULL, (bytes / 4 + 1) * sizeof *cells, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cells == MAP_FAILED) emu_fail("no address space to watch memory with");
+    madvise(cells, bytes / 4 * sizeof *cells, MADV_HUGEPAGE);
     return cells;
 }
 
@@ -66,7 +69,7 @@ void emu_own_stack(const char *low, size_t bytes) {
     if (!static_cells) {
         dl_iterate_phdr(find_statics, NULL);
         static_cells = cells_for(statics.bytes);
-        device_cells = cells_for((size_t)1 << EMU_REGION_SHIFT);
+        device_cells = cells_for(REGION_BYTES);
     }
     own = (Range){(uintptr_t)low, bytes};
 }
@@ -135,7 +138,7 @@ static void check_after_write(const Access *a, const Cell *c) {
 static void check_written(const Access *a, const Cell *c, unsigned bytes) {
     if (a->space == DEVICE || (c->written & bytes) == bytes) return;
     char where[128];
-    emu_fail("reads %s (%s), which nobody of this block wrote", place(a, where),
+    emu_fail("reads %s (%s), which nobody of this block has written yet", place(a, where),
              emu_code_name(a->pc));
 }
 
@@ -162,7 +165,7 @@ static void note_read(const Access *a, Cell *c, unsigned bytes) {
     c->read_phase = emu_now.phase;
     c->read_bytes = bytes & 15;
     c->reader = (uint16_t)self;
-    c->read_stamp = emu_stamp();
+    c->read_stamp = (uint16_t)emu_syncs[self / EMU_LANES];
     c->read_pc = (uint32_t)((uintptr_t)a->pc - code);
 }
 
@@ -183,7 +186,7 @@ static void note_write(const Access *a, Cell *c, unsigned bytes) {
     c->write_bytes = bytes & 15;
     c->written = (c->written | bytes) & 15;
     c->writer = (uint16_t)self;
-    c->write_stamp = emu_stamp();
+    c->write_stamp = (uint16_t)emu_syncs[self / EMU_LANES];
     c->write_pc = (uint32_t)((uintptr_t)a->pc - code);
     c->atomic = a->atomic;
     c->copying = a->copying;
@@ -214,7 +217,7 @@ __attribute__((noreturn)) static void fail_nowhere(const Access *a, uintptr_t at
     if (at - (uintptr_t)emu_now.shared < emu_now.shared_bytes + (4 << 10))
         emu_fail("%s %zu bytes at byte %zu of dynamic shared memory (%s), which has %zu", verb,
                  bytes, at - (uintptr_t)emu_now.shared, place, emu_now.shared_bytes);
-    if (emu_is_device((const void *)at))
+    if (at - (uintptr_t)emu_region < REGION_BYTES)
         emu_fail("%s %zu bytes of device memory at %p (%s) outside of what is allocated", verb,
                  bytes, (const void *)at, place);
     emu_fail("%s %zu bytes at %p (%s), which is not the device's memory", verb, bytes,
@@ -229,10 +232,10 @@ static inline void check_access(const void *p, size_t bytes, Access a) {
         a.space = SHARED;
         a.at = in_shared;
         note(a, shared_cells, bytes);
-    } else if (emu_is_device(p)) {
+    } else if (at - (uintptr_t)emu_region < REGION_BYTES) {
         if (!emu_is_live(p, bytes)) fail_nowhere(&a, at, bytes);
         a.space = DEVICE;
-        a.at = at - (uintptr_t)emu_region();
+        a.at = at - (uintptr_t)emu_region;
         note(a, device_cells, bytes);
     } else if (in(statics, at, bytes)) {
         a.space = STATIC;
@@ -278,21 +281,30 @@ bool emu_is_shared(const void *p, size_t bytes) {
 
 #define PC __builtin_return_address(0)
 
-#define ALIGNED(n)                                             \
-    void __tsan_read##n(const void *p);                        \
-    void __tsan_write##n(const void *p);                       \
-    void __tsan_read##n(const void *p) { emu_read(p, n, PC); } \
-    void __tsan_write##n(const void *p) { emu_write(p, n, PC); }
-#define UNALIGNED(n)                                                     \
-    void __tsan_unaligned_read##n(const void *p);                        \
-    void __tsan_unaligned_write##n(const void *p);                       \
-    void __tsan_unaligned_read##n(const void *p) { emu_read(p, n, PC); } \
-    void __tsan_unaligned_write##n(const void *p) { emu_write(p, n, PC); }
-ALIGNED(1)
-ALIGNED(2)
-ALIGNED(4) ALIGNED(8) ALIGNED(16) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
+#define CALLED(name, check, n)                    \
+    void name(const void *p);                     \
+    void name(const void *p) { check(p, n, PC); } \
+    void name(const void *p)
+CALLED(__tsan_read1, emu_read, 1);
+CALLED(__tsan_write1, emu_write, 1);
+CALLED(__tsan_read2, emu_read, 2);
+CALLED(__tsan_write2, emu_write, 2);
+CALLED(__tsan_read4, emu_read, 4);
+CALLED(__tsan_write4, emu_write, 4);
+CALLED(__tsan_read8, emu_read, 8);
+CALLED(__tsan_write8, emu_write, 8);
+CALLED(__tsan_read16, emu_read, 16);
+CALLED(__tsan_write16, emu_write, 16);
+CALLED(__tsan_unaligned_read2, emu_read, 2);
+CALLED(__tsan_unaligned_write2, emu_write, 2);
+CALLED(__tsan_unaligned_read4, emu_read, 4);
+CALLED(__tsan_unaligned_write4, emu_write, 4);
+CALLED(__tsan_unaligned_read8, emu_read, 8);
+CALLED(__tsan_unaligned_write8, emu_write, 8);
+CALLED(__tsan_unaligned_read16, emu_read, 16);
+CALLED(__tsan_unaligned_write16, emu_write, 16);
 
-    void __tsan_init(void);
+void __tsan_init(void);
 void __tsan_read_range(const void *p, size_t bytes);
 void __tsan_write_range(const void *p, size_t bytes);
 void __tsan_init(void) {}

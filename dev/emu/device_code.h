@@ -81,6 +81,8 @@ static inline int __all_sync(unsigned mask, int predicate, EMU_AT) {
     return emu_ballot(mask, predicate == 0, {"__all_sync", file, line}) == 0;
 }
 
+#define __trap() emu_fail("__trap() at %s:%d", __builtin_FILE(), __builtin_LINE())
+
 /* ---- atomics, on integers alone: sums of floats would depend on the order ---- */
 
 static inline int atomicAdd(int *p, int x) { return (int)emu_atomic(EMU_ADD, p, (unsigned)x); }

@@ -99,11 +99,10 @@ struct Now {
     size_t closure_bytes;
 };
 extern Now emu_now;
+extern unsigned emu_syncs[EMU_MAX_THREADS / EMU_LANES]; /* __syncwarps of each warp in this phase */
 
-/* emu_stamp: the number of __syncwarps of the running thread's warp in this phase.
- * emu_ordered: whether what `thread` did at `stamp` in this phase comes before what the running
- * thread does now; all: and what any other lane of thread's warp did. */
-uint16_t emu_stamp(void);
+/* Whether what `thread` did in this phase, when its warp's emu_syncs was `stamp`, comes before what
+ * the running thread does now; all: and what any other lane of thread's warp did. */
 bool emu_ordered(int thread, uint16_t stamp, bool all);
 
 /* Prints "emu: KERNEL, block (x, y, z), thread (x, y, z): " and the sentence, and aborts. */
@@ -138,10 +137,10 @@ void emu_shared_end(void);
 
 /* Device memory: one region; open only while kernels and runtime calls are at work. */
 enum { EMU_REGION_SHIFT = 33 };
-char *emu_region(void); /* its start, made at the first call */
+extern char *emu_region; /* its start; NULL before the first allocation, and under ASan */
 void emu_device_open(void);
 void emu_device_close(void);
-bool emu_is_device(const void *p);             /* in the region, or a device allocation */
+bool emu_is_device(const void *p);             /* in the region, or under ASan live */
 bool emu_is_live(const void *p, size_t bytes); /* inside of one live allocation */
 bool emu_is_pinned(const void *p, size_t bytes);
 void *emu_device_alloc(size_t bytes); /* NULL: no room */

@@ -33,11 +33,14 @@ static void make_stacks(void) {
 /* ---- AddressSanitizer wants to know which stack is in use ---- */
 
 #ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 
 static const void *host_low;
 static size_t host_bytes;
 
+static void forget_frames(int stack) { /* of threads that ended in the middle of their calls */
+    __asan_unpoison_memory_region(stack_low(stack), STACK_BYTES);
+}
 static void leaving(EmuFiber *from, const EmuFiber *to, bool ended) {
     const bool home = to == &host;
     __sanitizer_start_switch_fiber(ended ? NULL : &from->fake_stack,
@@ -51,6 +54,7 @@ static void arrived(EmuFiber *self, bool from_host) {
     if (from_host) host_low = low, host_bytes = bytes;
 }
 #else
+static void forget_frames(int stack) { (void)stack; }
 static void leaving(EmuFiber *from, const EmuFiber *to, bool ended) {
     (void)from, (void)to, (void)ended;
 }
@@ -120,6 +124,7 @@ void emu_fiber_switch(EmuFiber *from, EmuFiber *to, bool ended) {
 
 void emu_fiber_begin(EmuFiber *from, EmuFiber *to) {
     to->stack = free_stacks[--n_free];
+    forget_frames(to->stack);
     prepare(to);
     emu_fiber_switch(from, to, false);
 }

@@ -33,7 +33,6 @@ typedef struct Rendezvous {
 typedef struct Warp {
     Rendezvous waits[EMU_LANES];
     int n_waits;
-    unsigned syncs;                       /* __syncwarps of this phase */
     unsigned all;                         /* what came before this one of them is known to all */
     bool partial;                         /* known is in use */
     uint16_t known[EMU_LANES][EMU_LANES]; /* [u][l]: u knows what l did before this sync */
@@ -53,6 +52,7 @@ static Thread threads[EMU_MAX_THREADS];
 static Warp warps[EMU_MAX_THREADS / EMU_LANES];
 static pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;
 Now emu_now;
+unsigned emu_syncs[EMU_MAX_THREADS / EMU_LANES];
 
 uint3 emu_thread_idx(void) { return threads[emu_now.thread].idx; }
 uint3 emu_block_idx(void) { return L.at; }
@@ -134,7 +134,7 @@ static void barrier_opens(void) {
     emu_now.phase = ++L.phases;
     for (int w = 0; w * EMU_LANES < L.n; w++) {
         if (warps[w].partial) memset(warps[w].known, 0, sizeof warps[w].known);
-        warps[w].syncs = warps[w].all = 0;
+        emu_syncs[w] = warps[w].all = 0;
         warps[w].partial = false;
     }
     for (int i = 0; i < L.n; i++)
@@ -199,8 +199,6 @@ void emu_warp(unsigned mask, void *args, EmuComplete complete, EmuPlace at) {
     t->state = RUNS;
 }
 
-uint16_t emu_stamp(void) { return (uint16_t)warps[emu_now.thread / EMU_LANES].syncs; }
-
 bool emu_ordered(int thread, uint16_t stamp, bool all) {
     if (thread / EMU_LANES != emu_now.thread / EMU_LANES) return false;
     const Warp *w = &warps[thread / EMU_LANES];
@@ -216,9 +214,10 @@ bool emu_ordered(int thread, uint16_t stamp, bool all) {
 static void complete_sync(void *const *args, unsigned mask) {
     (void)args;
     Warp *w = &warps[emu_now.thread / EMU_LANES];
-    if (++w->syncs > UINT16_MAX) emu_fail("more than %d __syncwarps without a barrier", UINT16_MAX);
+    const unsigned syncs = ++emu_syncs[emu_now.thread / EMU_LANES];
+    if (syncs > UINT16_MAX) emu_fail("more than %d __syncwarps without a barrier", UINT16_MAX);
     if (mask == 0xffffffffu) {
-        w->all = w->syncs;
+        w->all = syncs;
         return;
     }
     uint16_t joined[EMU_LANES] = {0};
@@ -227,7 +226,7 @@ static void complete_sync(void *const *args, unsigned mask) {
             if (mask >> u & 1u && w->known[u][l] > joined[l]) joined[l] = w->known[u][l];
     for (int u = 0; u < EMU_LANES; u++)
         for (int l = 0; l < EMU_LANES && mask >> u & 1u; l++)
-            w->known[u][l] = mask >> l & 1u ? (uint16_t)w->syncs : joined[l];
+            w->known[u][l] = mask >> l & 1u ? (uint16_t)syncs : joined[l];
     w->partial = true;
 }
 
@@ -340,6 +339,7 @@ void emu_fiber_main(void) {
 static void run_block(void) {
     emu_now.block = emu_now.phase = ++L.phases;
     L.n_exited = L.n_at_barrier = L.n_true = 0;
+    memset(emu_syncs, 0, sizeof emu_syncs);
     memset(warps, 0, sizeof *warps * (size_t)((L.n + EMU_LANES - 1) / EMU_LANES));
     for (int i = 0; i < L.n; i++) threads[i].state = UNSTARTED;
     emu_now.thread = 0;

@@ -30,11 +30,9 @@ typedef struct Blocks { /* by address */
     int n, max;
 } Blocks;
 
+char *emu_region;
 static Blocks device, pinned;
 static size_t device_bytes;
-static char *region, *region_top; /* nothing was ever allocated from region_top on */
-static uint8_t *live;
-static int opened;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void blocks_insert(Blocks *b, int i, char *at, size_t bytes) {
@@ -90,11 +88,15 @@ static void make_region(void) {}
 
 #else
 
+static char *region_top; /* nothing was ever allocated from region_top on */
+static uint8_t *live;
+static int opened;
+
 /* Explains an access to the closed region, and the end of a fiber's stack. */
 static void on_segv(int signal, siginfo_t *info, void *context) {
     (void)context;
     const char *p = info->si_addr;
-    if (p >= region && p < region + REGION_BYTES)
+    if (p >= emu_region && p < emu_region + REGION_BYTES)
         emu_fail("host code touches device memory at %p%s", (const void *)p,
                  blocks_have(&device, p, 1) ? "" : ", which is not even allocated");
     if (emu_now.running) emu_fail("segmentation fault at %p; the stack of a thread is 256 KiB", p);
@@ -102,13 +104,13 @@ static void on_segv(int signal, siginfo_t *info, void *context) {
 }
 
 static void make_region(void) {
-    if (region) return;
+    if (emu_region) return;
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     char *p = mmap(NULL, REGION_BYTES + PAGE, PROT_NONE, flags, -1, 0);
     live = mmap(NULL, REGION_BYTES / 8, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (p == MAP_FAILED || live == MAP_FAILED) emu_fail("no address space for device memory");
-    region = region_top = p + PAGE - (uintptr_t)p % PAGE;
-    madvise(region, REGION_BYTES, MADV_HUGEPAGE); /* few mappings: opening is cheap */
+    emu_region = region_top = p + PAGE - (uintptr_t)p % PAGE;
+    madvise(emu_region, REGION_BYTES, MADV_HUGEPAGE); /* few mappings: opening is cheap */
     static char stack[64 << 10];
     sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = sizeof stack}, NULL);
     sigaction(SIGSEGV,
@@ -116,10 +118,9 @@ static void make_region(void) {
               NULL);
 }
 
-char *emu_region(void) { return region; }
-
 static void protect(int protection) {
-    if (region_top > region && mprotect(region, (size_t)(region_top - region), protection))
+    if (region_top > emu_region &&
+        mprotect(emu_region, (size_t)(region_top - emu_region), protection))
         emu_fail("device memory cannot be protected");
 }
 
@@ -136,12 +137,13 @@ void emu_device_close(void) {
 }
 
 bool emu_is_device(const void *p) {
-    return region && (const char *)p >= region && (const char *)p < region + REGION_BYTES;
+    return emu_region && (const char *)p >= emu_region &&
+           (const char *)p < emu_region + REGION_BYTES;
 }
 
 bool emu_is_live(const void *p, size_t bytes) {
-    const uintptr_t at = (uintptr_t)((const char *)p - region);
-    if (at >= REGION_BYTES || bytes > REGION_BYTES - at) return false;
+    const uintptr_t at = (uintptr_t)((const char *)p - emu_region);
+    if (!emu_region || at >= REGION_BYTES || bytes > REGION_BYTES - at) return false;
     if (bytes > 16) return blocks_have(&device, p, bytes);
     for (uintptr_t i = at / 8; i <= (at + bytes - 1) / 8; i++) {
         const uintptr_t end = at + bytes - i * 8;
@@ -151,19 +153,19 @@ bool emu_is_live(const void *p, size_t bytes) {
 }
 
 static void set_live(const char *p, size_t bytes, bool yes) {
-    uint8_t *at = live + (p - region) / 8;
+    uint8_t *at = live + (p - emu_region) / 8;
     memset(at, yes ? 8 : 0, (bytes + 7) / 8);
     if (yes && bytes % 8) at[bytes / 8] = (uint8_t)(bytes % 8);
 }
 
 /* The first gap that has room with ALIGN free bytes on both sides. */
 static char *place(size_t bytes) {
-    char *p = region + ALIGN;
+    char *p = emu_region + ALIGN;
     for (int i = 0; i < device.n && device.block[i].at < p + bytes + ALIGN; i++) {
         p = device.block[i].at + device.block[i].bytes + ALIGN;
         p += (ALIGN - (uintptr_t)p % ALIGN) % ALIGN;
     }
-    if (bytes > REGION_BYTES || p + bytes + ALIGN > region + REGION_BYTES) return NULL;
+    if (bytes > REGION_BYTES || p + bytes + ALIGN > emu_region + REGION_BYTES) return NULL;
     char *end = p + bytes + ALIGN;
     end += (PAGE - (uintptr_t)end % PAGE) % PAGE;
     if (end > region_top) {

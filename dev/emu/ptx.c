@@ -55,16 +55,18 @@ static float from_tf32(uint32_t bits) {
 
 /* D (16, 8) += A (16, K) B (K, 8) */
 static void multiply(void *const *args, int K, float A[16][16], float B[16][8]) {
-    for (int lane = 0; lane < EMU_LANES; lane++) {
-        EmuMma *m = args[lane];
-        const int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < 4; i++) {
-            const int row = g + i / 2 * 8, column = 2 * t + i % 2;
-            float sum = m->d[i];
-            for (int k = 0; k < K; k++) sum += A[row][k] * B[k][column];
-            m->d[i] = sum;
-        }
-    }
+    float D[16][8];
+    for (int lane = 0; lane < EMU_LANES; lane++)
+        memcpy(&D[lane / 4][lane % 4 * 2], ((EmuMma *)args[lane])->d, 2 * sizeof(float)),
+            memcpy(&D[lane / 4 + 8][lane % 4 * 2], ((EmuMma *)args[lane])->d + 2,
+                   2 * sizeof(float));
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < K; k++)
+            for (int j = 0; j < 8; j++) D[i][j] += A[i][k] * B[k][j];
+    for (int lane = 0; lane < EMU_LANES; lane++)
+        memcpy(((EmuMma *)args[lane])->d, &D[lane / 4][lane % 4 * 2], 2 * sizeof(float)),
+            memcpy(((EmuMma *)args[lane])->d + 2, &D[lane / 4 + 8][lane % 4 * 2],
+                   2 * sizeof(float));
 }
 
 static void complete_bf16(void *const *args, unsigned mask) {

@@ -14,6 +14,7 @@ void *memset(void *to, int value, size_t bytes) noexcept __asm__("emu_memset");
 }
 #endif
 
+#include <limits.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
