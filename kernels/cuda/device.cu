@@ -82,24 +82,18 @@ static int probe(Err *e) {
     if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice || n == 0) {
         cudaGetLastError();
         cudaDriverGetVersion(&driver);
-        if (driver == 0)
-            return err_set(e, "--device cuda: there is no NVIDIA driver here; use --device cpu");
+        if (driver == 0) return err_set(e, "there is no NVIDIA driver here");
         if (status == cudaErrorInsufficientDriver)
-            return err_set(e,
-                           "--device cuda: the driver is for CUDA %d.%d and this program was built "
-                           "with %d.%d; update the driver, or use --device cpu",
+            return err_set(e, "the driver is for CUDA %d.%d and this program was built with %d.%d",
                            driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
                            CUDART_VERSION % 1000 / 10);
-        return err_set(e, "--device cuda: the driver finds no GPU; use --device cpu");
+        return err_set(e, "the driver finds no GPU");
     }
-    if (status != cudaSuccess)
-        return err_set(e, "--device cuda: %s; use --device cpu", cudaGetErrorString(status));
+    if (status != cudaSuccess) return err_set(e, "%s", cudaGetErrorString(status));
     CUDA(NULL, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
     CUDA(NULL, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
     if (10 * major + minor < OLDEST_ARCH)
-        return err_set(e,
-                       "--device cuda: this GPU has compute capability %d.%d and the kernels need "
-                       "8.0 or later; use --device cpu",
+        return err_set(e, "this GPU has compute capability %d.%d and the kernels need 8.0 or later",
                        major, minor);
     return 0;
 }
@@ -127,8 +121,7 @@ int cuda_check(Err *e) {
         }
         while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR) continue;
     }
-    if (!probed->done)
-        return err_set(e, "--device cuda: asking the driver failed; use --device cpu");
+    if (!probed->done) return err_set(e, "asking the driver failed");
     return probed->runs ? 0 : err_set(e, "%s", probed->why.text);
 }
 
