@@ -152,41 +152,82 @@ static int refuse(const Ctx *c, const char *name, const char *reason, const Attn
     return err_set(e, "--attn %s: %s; these would work here: %s", name, reason, would);
 }
 
-/* Random tensors of one call, for timing: contiguous, in one block. */
+/* Random tensors of one call, for timing: contiguous, in one block of the device's memory. */
 typedef struct Trial {
     AttnArgs args;
-    float *block;
-    size_t queries, keys; /* elements of q and of k */
+    const Memory *memory;
+    char *block;
+    size_t bytes, results; /* of the block; of out, dq, dk and dv, which lie together */
 } Trial;
 
-static int trial_make(Trial *t, const AttnArgs *like, Err *e) {
+static int no_memory(size_t bytes, Err *e) {
+    return err_set(e, "--attn auto: no memory for a trial (%zu MiB); name a backend instead",
+                   bytes >> 20);
+}
+
+/* Number i of the block, to and from float32. */
+static void write_number(void *block, DType t, size_t i, float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (t == DT_BF16)
+        ((uint16_t *)block)[i] = (uint16_t)(bits >> 16);
+    else
+        ((float *)block)[i] = x;
+}
+
+static double read_number(const void *block, DType t, size_t i) {
+    if (t != DT_BF16) return (double)((const float *)block)[i];
+    const uint32_t bits = (uint32_t)((const uint16_t *)block)[i] << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return (double)x;
+}
+
+static int fill(const Trial *t, size_t inputs, Err *e) {
+    char *host = calloc(t->bytes, 1);
+    if (!host) return no_memory(t->bytes, e);
+    for (size_t i = 0; i < inputs; i++) {
+        float x;
+        rng_normal((RngKey){1, 0, RNG_TEST}, i, &x, 1);
+        write_number(host, t->args.dtype, i, x);
+    }
+    t->memory->put(t->block, host, t->bytes);
+    free(host);
+    return 0;
+}
+
+static int trial_make(Ctx *c, Trial *t, const AttnArgs *like, Err *e) {
     AttnArgs *a = &t->args;
     *a = *like;
-    t->queries = (size_t)a->B * (size_t)a->Tq * (size_t)a->H * (size_t)a->D;
-    t->keys = (size_t)a->B * (size_t)a->Tk * (size_t)a->H * (size_t)a->D;
+    const size_t item = dtype_size(a->dtype), row = (size_t)a->H * (size_t)a->D;
+    const size_t queries = (size_t)a->B * (size_t)a->Tq * row;
+    const size_t keys = (size_t)a->B * (size_t)a->Tk * row;
     const size_t lse = (size_t)a->B * (size_t)a->H * (size_t)a->Tq;
-    const size_t inputs = 2 * t->queries + 2 * t->keys,
-                 all = inputs + 2 * t->queries + 2 * t->keys + lse;
-    t->block = calloc(all, sizeof(float));
-    if (!t->block)
-        return err_set(e, "--attn auto: no memory for a trial (%zu MiB); name a backend instead",
-                       (all * sizeof(float)) >> 20);
-    rng_normal((RngKey){1, 0, RNG_TEST}, 0, t->block, (int64_t)inputs);
-    float *p = t->block;
-    a->q = p, p += t->queries;
-    a->dout = p, p += t->queries;
-    a->k = p, p += t->keys;
-    a->v = p, p += t->keys;
-    a->out = p, p += t->queries;
-    a->dq = p, p += t->queries;
-    a->dk = p, p += t->keys;
-    a->dv = p, p += t->keys;
+    t->memory = c->dev->memory;
+    t->results = 2 * (queries + keys);
+    t->bytes = 2 * t->results * item + lse * sizeof(float);
+    t->block = t->memory->take(t->bytes);
+    if (!t->block) return no_memory(t->bytes, e);
+    if (fill(t, t->results, e)) return -1; /* as many inputs as results */
+    char *p = t->block;
+    a->q = p, p += queries * item;
+    a->dout = p, p += queries * item;
+    a->k = p, p += keys * item;
+    a->v = p, p += keys * item;
+    a->out = p, p += queries * item;
+    a->dq = p, p += queries * item;
+    a->dk = p, p += keys * item;
+    a->dv = p, p += keys * item;
     a->lse = p;
-    const int64_t row = (int64_t)a->H * a->D;
-    a->qs = a->os = (AttnStride){a->Tq * row, row, a->D};
-    a->ks = a->vs = (AttnStride){a->Tk * row, row, a->D};
+    a->qs = a->os = (AttnStride){a->Tq * (int64_t)row, (int64_t)row, a->D};
+    a->ks = a->vs = (AttnStride){a->Tk * (int64_t)row, (int64_t)row, a->D};
     a->scale = 1 / sqrtf((float)a->D);
     return 0;
+}
+
+static double now_done(Ctx *c) {
+    ctx_wait(c, ctx_mark(c));
+    return now_s();
 }
 
 /* Seconds of the fastest of three forwards and backwards; the first, which warms, is not timed, and
@@ -194,11 +235,11 @@ static int trial_make(Trial *t, const AttnArgs *like, Err *e) {
 static double trial_time(Ctx *c, Trial *t, double best, double *forward, double *backward) {
     *forward = *backward = INFINITY;
     for (int i = 0; i < 4; i++) {
-        const double t0 = now_s();
+        const double t0 = now_done(c);
         attn_run(c, &t->args, false);
-        const double t1 = now_s();
+        const double t1 = now_done(c);
         attn_run(c, &t->args, true);
-        const double t2 = now_s();
+        const double t2 = now_done(c);
         const bool hopeless = i == 0 && t2 - t0 > 10 * best;
         if (i || hopeless) *forward = fmin(*forward, t1 - t0), *backward = fmin(*backward, t2 - t1);
         if (hopeless) break;
@@ -207,14 +248,14 @@ static double trial_time(Ctx *c, Trial *t, double best, double *forward, double 
 }
 
 /* The largest difference of outputs and gradients, as a share of the largest entry. */
-static double trial_differs(const Trial *t, const float *expected) {
-    const float *got = t->args.out;
+static double trial_differs(const Trial *t, const char *got, const char *expected) {
     double worst = 0, most = 0;
-    for (size_t i = 0; i < 2 * (t->queries + t->keys); i++) {
-        const double d = fabs((double)got[i] - (double)expected[i]);
+    for (size_t i = 0; i < t->results; i++) {
+        const double x = read_number(expected, t->args.dtype, i);
+        const double d = fabs(read_number(got, t->args.dtype, i) - x);
         if (isnan(d)) return NAN;
         worst = fmax(worst, d);
-        most = fmax(most, fabs((double)expected[i]));
+        most = fmax(most, fabs(x));
     }
     return worst / most;
 }
@@ -230,14 +271,35 @@ static bool takes_part(Ctx *c, const AttnBackend *b, const AttnArgs *a, Err *why
     return false;
 }
 
+/* How far backends may be apart: rounding, and nothing that a wrong kernel would do. */
+static double allowed_difference(DType t) { return t == DT_BF16 ? 3e-2 : 1e-3; }
+
+/* Times one backend and compares it with the first, whose results go to `expected`. */
+static int try_backend(Ctx *c, Trial *t, const AttnBackend *b, const AttnBackend *first,
+                       double *best_s, const AttnBackend **best, char *got, char *expected,
+                       Err *e) {
+    double forward, backward;
+    c->attn = b;
+    const double s = trial_time(c, t, *best_s, &forward, &backward);
+    t->memory->get(first ? got : expected, t->args.out, t->results * dtype_size(t->args.dtype));
+    const double differs = first ? trial_differs(t, got, expected) : 0;
+    printf("%-12s  %10.2f  %11.2f  %.1e\n", b->name, 1e3 * forward, 1e3 * backward, differs);
+    if (s < *best_s) *best_s = s, *best = b;
+    if (differs < allowed_difference(t->args.dtype)) return 0;
+    return err_set(e,
+                   "--attn auto: %s differs from %s by %.1e of the largest entry; this is a bug, "
+                   "please report it; --attn %s works meanwhile",
+                   b->name, first->name, differs, first->name);
+}
+
 static int choose_fastest(Ctx *c, const AttnArgs *a, Err *e) {
-    Trial t;
-    if (trial_make(&t, a, e)) return -1;
-    const size_t n = 2 * (t.queries + t.keys);
-    float *expected = malloc(n * sizeof *expected);
+    Trial t = {.memory = c->dev->memory};
     const AttnBackend *before = c->attn, *first = NULL, *best = NULL;
     double best_s = INFINITY;
-    int status = expected ? 0 : err_set(e, "--attn auto: no memory; name a backend instead");
+    int status = trial_make(c, &t, a, e);
+    const size_t bytes = t.results * dtype_size(a->dtype);
+    char *got = malloc(bytes), *expected = malloc(bytes);
+    if (!status && !(got && expected)) status = no_memory(2 * bytes, e);
     if (!status) printf("attention     forward ms  backward ms  difference from the first\n");
     for (int i = 0; !status && attn_backends[i]; i++) {
         const AttnBackend *b = attn_backends[i];
@@ -246,21 +308,12 @@ static int choose_fastest(Ctx *c, const AttnArgs *a, Err *e) {
             printf("%-12s  left out: %s\n", b->name, why.text);
             continue;
         }
-        double forward, backward;
-        c->attn = b;
-        const double s = trial_time(c, &t, best_s, &forward, &backward);
-        if (!first) memcpy(expected, t.args.out, n * sizeof *expected), first = b;
-        const double differs = trial_differs(&t, expected);
-        printf("%-12s  %10.2f  %11.2f  %.1e\n", b->name, 1e3 * forward, 1e3 * backward, differs);
-        if (!(differs < 1e-3))
-            status = err_set(e,
-                             "--attn auto: %s differs from %s by %.1e of the largest entry; this "
-                             "is a bug, please report it; --attn %s works meanwhile",
-                             b->name, first->name, differs, first->name);
-        if (s < best_s) best_s = s, best = b;
+        status = try_backend(c, &t, b, first, &best_s, &best, got, expected, e);
+        if (!first) first = b;
     }
+    free(got);
     free(expected);
-    free(t.block);
+    if (t.block) t.memory->give(t.block, t.bytes);
     arena_free(&c->workspace); /* the largest backend's, which may be none of the winner's */
     if (!status && !best) status = err_set(e, "--attn auto: no backend takes part, see above");
     c->attn = status ? before : best;
@@ -268,7 +321,10 @@ static int choose_fastest(Ctx *c, const AttnArgs *a, Err *e) {
     return status;
 }
 
-int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e) {
+int attn_choose(Ctx *c, const char *name, const AttnArgs *shape, Err *e) {
+    AttnArgs in_dtype = *shape;
+    const AttnArgs *a = &in_dtype;
+    in_dtype.dtype = c->dtype;
     if (!strcmp(name, "auto") && !c->dry) return choose_fastest(c, a, e);
     /* a dry context measures nothing: the one that is expected to win */
     const AttnBackend *b = strcmp(name, "auto") ? attn_find(name) : attn_find("sdpa");

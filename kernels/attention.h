@@ -144,9 +144,10 @@ extern const AttnBackend *const attn_backends[]; /* NULL at the end */
 extern const char attn_choices[];                /* their names, "auto" and "all", as "a|b|c" */
 const AttnBackend *attn_find(const char *name);  /* NULL: no such backend */
 
-/* Sets c->attn to the backend of that name for calls shaped like `a`, or to the fastest for "auto":
- * times every backend that supports a (forward and backward, real shape and mask), checks that they
- * agree with vanilla, prints the table to stdout. -1 with the reason and the names that would work.
+/* Sets c->attn to the backend of that name for calls shaped like `a` in c->dtype, or to the fastest
+ * for "auto": times every backend that supports a (forward and backward, real shape and mask),
+ * checks that they agree with vanilla, prints the table to stdout. -1 with the reason and the names
+ * that would work.
  */
 int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e);
 

@@ -7,14 +7,34 @@ const char *op_name(int op) { return names[op]; }
 
 /* ---- layers ---- */
 
-Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w) {
-    OpCall o = {.op = OP_LINEAR, .in = {x, w->weight, w->bias}, .n_in = 3, .n_out = 1};
+static Tensor *linear(Ctx *c, Tensor *x, const Linear *w, Activation activation, Tensor *add) {
+    OpCall o = {.op = OP_LINEAR, .in = {x, w->weight, w->bias, add}, .n_in = 4, .n_out = 1};
+    o.attr.activation = activation;
     need_dtype(c, &o, o.n_in);
     NEED(o, w->weight->ndim == 2 && w->weight->shape[1] == tensor_cols(x), w->weight);
     NEED(o, is_vector(w->bias, w->weight->shape[0]), w->bias);
+    if (activation == ACT_GELU && c->recording)
+        o.saved[0] = output_cols(c, &o, x, w->weight->shape[0]);
     o.out[0] = output_cols(c, &o, x, w->weight->shape[0]);
+    NEED(o, !add || tensor_same_shape(o.out[0], add), add);
     run(c, &o);
     return o.out[0];
+}
+
+Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w) { return linear(c, x, w, ACT_NONE, NULL); }
+
+Tensor *op_linear_gelu(Ctx *c, Tensor *x, const Linear *w) {
+    return linear(c, x, w, ACT_GELU, NULL);
+}
+
+Tensor *op_linear_relu(Ctx *c, Tensor *x, const Linear *w) {
+    return linear(c, x, w, ACT_RELU, NULL);
+}
+
+Tensor *op_linear_dropout_add(Ctx *c, Tensor *x, Tensor *y, const Linear *w, float p, uint32_t step,
+                              uint32_t layer) {
+    if (c->recording) return op_dropout_add(c, x, op_linear(c, y, w), p, step, layer);
+    return linear(c, y, w, ACT_NONE, x);
 }
 
 Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads) {

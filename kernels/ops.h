@@ -72,6 +72,9 @@ const char *op_name(int op);
 double op_flops(const OpCall *o, bool backward);
 double op_bytes(const OpCall *o, bool backward);
 
+/* What a layer may end with, computed with it: op_gelu's and op_relu's formulas. */
+typedef enum Activation { ACT_NONE, ACT_GELU, ACT_RELU } Activation;
+
 /* The layers that the ops take. weight NULL is not allowed; bias NULL is. */
 typedef struct Linear {
     Tensor *weight, *bias; /* (out, in), (out) */
@@ -93,7 +96,13 @@ typedef struct GroupNorm {
 /* y = x W' + b: (..., K) -> (..., N). torch.nn.functional.linear. */
 Tensor *op_linear(Ctx *c, Tensor *x, const Linear *w);
 
-/* The same call with its output seen as heads: (B, T, K) -> (B, T, H, N / H). */
+/* act(x W' + b) in one call of op_linear's kernel: (..., K) -> (..., N). attr: activation. saved by
+ * GELU, where the context records: the sum before it (ReLU's slope is read off its output).
+ * Backward may overwrite out->grad, with d loss / d sum. */
+Tensor *op_linear_gelu(Ctx *c, Tensor *x, const Linear *w);
+Tensor *op_linear_relu(Ctx *c, Tensor *x, const Linear *w);
+
+/* op_linear with its output seen as heads: (B, T, K) -> (B, T, H, N / H). */
 Tensor *op_linear_heads(Ctx *c, Tensor *x, const Linear *w, int n_heads);
 
 /* Correlation, stride 1, zero padding k / 2, k odd, channels last: (..., h, w, I) -> (..., h, w,
@@ -224,6 +233,12 @@ Tensor *op_dropout(Ctx *c, Tensor *x, float p, uint32_t step, uint32_t layer);
 /* x + dropout(y), a residual branch in one pass: equal shapes -> same; op_add where nothing is
  * dropped. In backward x's gradient may be the very buffer of the output's. attr: as op_dropout. */
 Tensor *op_dropout_add(Ctx *c, Tensor *x, Tensor *y, float p, uint32_t step, uint32_t layer);
+
+/* x + dropout(y W' + b), the end of a residual branch: op_dropout_add of op_linear, which it calls
+ * where the context records; else it is one call of op_linear's kernel, in[3] = x, with the same
+ * result. x (..., N), y (..., K) -> (..., N). */
+Tensor *op_linear_dropout_add(Ctx *c, Tensor *x, Tensor *y, const Linear *w, float p, uint32_t step,
+                              uint32_t layer);
 
 /* The mean, the largest per column (the first one of equals gets the gradient), or the first of
  * each segment's rows: x (N, C), offsets (M + 1) -> (M, C). saved by max: int32 (M, C), the row

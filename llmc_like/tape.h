@@ -26,6 +26,7 @@ enum { OP_MAX_IN = 6, OP_MAX_OUT = 3, OP_MAX_SAVED = 2 };
  * uses. */
 typedef struct OpAttr {
     int heads, offset, groups, patch, registers, part, steps;
+    int activation;       /* enum Activation, kernels/ops.h */
     uint32_t step, layer; /* whose dropout, and */
     uint64_t seed;        /* of which run: the key of its numbers */
     float scale, eps, p;  /* p: a probability */

@@ -191,17 +191,17 @@ static Dropout dropout_begin(const Ice *m, const IceInput *in, uint32_t first) {
     return (Dropout){(float)m->cfg.dropout, in->step, part * LAYERS_OF_A_PART + first};
 }
 
-/* x + drop(y) */
-static Tensor *residual(Ctx *c, Dropout *d, Tensor *x, Tensor *y) {
-    return op_dropout_add(c, x, y, d->p, d->step, d->layer++);
+/* x + drop(y W' + b) */
+static Tensor *residual(Ctx *c, Dropout *d, Tensor *x, Tensor *y, const Linear *w) {
+    return op_linear_dropout_add(c, x, y, w, d->p, d->step, d->layer++);
 }
 
+/* Without the last projection, which residual does. */
 static Tensor *attention(Ctx *c, const IceConfig *g, const IceLayer *w, Tensor *x,
                          const Mask *mask) {
     const float scale = 1.0f / sqrtf((float)(g->d_model / g->n_heads));
-    x = op_linear(c, x, &w->qkv);                           /* (1, N, 3C) */
-    x = op_attention_packed(c, x, g->n_heads, mask, scale); /* (1, N, C)  */
-    return op_linear(c, x, &w->out);                        /* (1, N, C)  */
+    x = op_linear(c, x, &w->qkv);                              /* (1, N, 3C) */
+    return op_attention_packed(c, x, g->n_heads, mask, scale); /* (1, N, C)  */
 }
 
 static Tensor *pool(Ctx *c, const Ice *m, const IceInput *in, Tensor *x) {
@@ -221,30 +221,31 @@ Tensor *ice_dom_embedding(Ctx *c, const Ice *m, const IceInput *in) {
         x = op_segment_prepend(c, x, in->dom_offsets, m->t1.class_token); /* (1, N + M, C) */
     for (int l = 0; l < m->cfg.t1_layers; l++) { /* the norm comes after the sum */
         const IceLayer *w = &m->t1.layer[l];
-        Tensor *y = attention(c, &m->cfg, w, x, m->dom_mask);  /* (1, N, C)    */
-        x = op_layernorm(c, residual(c, &d, x, y), &w->norm1); /* (1, N, C)    */
-        y = op_gelu(c, op_linear(c, x, &w->up));               /* (1, N, d_ff) */
-        y = op_linear(c, y, &w->down);                         /* (1, N, C)    */
-        x = op_layernorm(c, residual(c, &d, x, y), &w->norm2); /* (1, N, C)    */
+        Tensor *y = attention(c, &m->cfg, w, x, m->dom_mask); /* (1, N, C)    */
+        x = residual(c, &d, x, y, &w->out);                   /* (1, N, C)    */
+        x = op_layernorm(c, x, &w->norm1);                    /* (1, N, C)    */
+        y = op_linear_gelu(c, x, &w->up);                     /* (1, N, d_ff) */
+        x = residual(c, &d, x, y, &w->down);                  /* (1, N, C)    */
+        x = op_layernorm(c, x, &w->norm2);                    /* (1, N, C)    */
     }
     return pool(c, m, in, op_layernorm(c, x, &m->t1.norm)); /* (1, M, C) */
 }
 
 Tensor *ice_forward(Ctx *c, const Ice *m, const IceInput *in) {
     Dropout d = dropout_begin(m, in, LAYERS_OF_A_PART / 2);
-    Tensor *x = ice_dom_embedding(c, m, in);                                     /* (1, M, C)   */
-    Tensor *y = op_gelu(c, op_linear(c, op_cast(c, in->xyz), &m->t2.geometry1)); /* (1, M, C/2) */
-    x = op_add(c, x, op_linear(c, y, &m->t2.geometry2));                         /* (1, M, C)   */
+    Tensor *x = ice_dom_embedding(c, m, in);                              /* (1, M, C)   */
+    Tensor *y = op_linear_gelu(c, op_cast(c, in->xyz), &m->t2.geometry1); /* (1, M, C/2) */
+    x = op_add(c, x, op_linear(c, y, &m->t2.geometry2));                  /* (1, M, C)   */
     for (int l = 0; l < m->cfg.t2_layers; l++) { /* the norm stands in the branch */
         const IceLayer *w = &m->t2.layer[l];
         y = attention(c, &m->cfg, w, op_layernorm(c, x, &w->norm1), m->event_mask);
-        x = residual(c, &d, x, y);                                           /* (1, M, C)    */
-        y = op_relu(c, op_linear(c, op_layernorm(c, x, &w->norm2), &w->up)); /* (1, M, d_ff) */
-        x = residual(c, &d, x, op_linear(c, y, &w->down));                   /* (1, M, C)    */
+        x = residual(c, &d, x, y, &w->out);                           /* (1, M, C)    */
+        y = op_linear_relu(c, op_layernorm(c, x, &w->norm2), &w->up); /* (1, M, d_ff) */
+        x = residual(c, &d, x, y, &w->down);                          /* (1, M, C)    */
     }
-    x = op_segment_mean(c, x, in->event_offsets);  /* (1, B, C) */
-    x = op_relu(c, op_linear(c, x, &m->t2.head1)); /* (1, B, C) */
-    x = op_dropout(c, x, d.p, d.step, d.layer);    /* (1, B, C) */
-    x = op_linear(c, x, &m->t2.head2);             /* (1, B, 3) */
-    return op_unit_vector(c, x);                   /* (1, B, 3) */
+    x = op_segment_mean(c, x, in->event_offsets); /* (1, B, C) */
+    x = op_linear_relu(c, x, &m->t2.head1);       /* (1, B, C) */
+    x = op_dropout(c, x, d.p, d.step, d.layer);   /* (1, B, C) */
+    x = op_linear(c, x, &m->t2.head2);            /* (1, B, 3) */
+    return op_unit_vector(c, x);                  /* (1, B, 3) */
 }

@@ -160,8 +160,10 @@ enum { LAYERS_OF_A_PART = 1024, PARTS_OF_A_STEP = 16384 };
 
 static Tensor *input_rows(Ctx *c, const IceFlat *m, Tensor *x) {
     if (!strcmp(m->cfg.input, "none")) return op_pad(c, x, m->cfg.d_model); /* (1, M, C) */
-    x = op_linear(c, op_cast(c, x), &m->input1);                            /* (1, M, C) */
-    return strcmp(m->cfg.input, "mlp") ? x : op_linear(c, op_gelu(c, x), &m->input2);
+    x = op_cast(c, x);
+    if (!strcmp(m->cfg.input, "linear")) return op_linear(c, x, &m->input1); /* (1, M, C) */
+    x = op_linear_gelu(c, x, &m->input1);                                    /* (1, M, C) */
+    return op_linear(c, x, &m->input2);                                      /* (1, M, C) */
 }
 
 Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
@@ -177,20 +179,19 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
         const IceFlatBlock *w = &m->block[l];
         x = op_mix(c, x, x0, m->resid_lambdas, m->x0_lambdas, l); /* r_l x + s_l x0 */
 
-        Tensor *y = op_rmsnorm(c, x);                               /* (1, M + B, C)    */
-        Tensor *q = op_rmsnorm(c, op_linear_heads(c, y, &w->q, H)); /* (1, M + B, H, D) */
-        Tensor *k = op_rmsnorm(c, op_linear_heads(c, y, &w->k, H)); /* (1, M + B, H, D) */
-        Tensor *v = op_linear_heads(c, y, &w->v, H);                /* (1, M + B, H, D) */
-        y = op_attention(c, q, k, v, m->event_mask, scale);         /* (1, M + B, C)    */
-        y = op_linear(c, y, &w->out);                               /* (1, M + B, C)    */
-        x = op_dropout_add(c, x, y, p, in->step, layer++);          /* (1, M + B, C)    */
+        Tensor *y = op_rmsnorm(c, x);                                      /* (1, M + B, C)    */
+        Tensor *q = op_rmsnorm(c, op_linear_heads(c, y, &w->q, H));        /* (1, M + B, H, D) */
+        Tensor *k = op_rmsnorm(c, op_linear_heads(c, y, &w->k, H));        /* (1, M + B, H, D) */
+        Tensor *v = op_linear_heads(c, y, &w->v, H);                       /* (1, M + B, H, D) */
+        y = op_attention(c, q, k, v, m->event_mask, scale);                /* (1, M + B, C)    */
+        x = op_linear_dropout_add(c, x, y, &w->out, p, in->step, layer++); /* (1, M + B, C)    */
 
-        y = op_linear(c, op_rmsnorm(c, x), &w->up);        /* (1, M + B, d_ff) */
-        y = op_linear(c, op_relu_squared(c, y), &w->down); /* (1, M + B, C)    */
-        x = op_dropout_add(c, x, y, p, in->step, layer++); /* (1, M + B, C)    */
+        y = op_linear(c, op_rmsnorm(c, x), &w->up);                         /* (1, M + B, d_ff) */
+        y = op_relu_squared(c, y);                                          /* (1, M + B, d_ff) */
+        x = op_linear_dropout_add(c, x, y, &w->down, p, in->step, layer++); /* (1, M + B, C)    */
     }
     x = op_segment_first(c, x, in->event_token);                       /* (1, B, C)           */
-    x = op_gelu(c, op_linear(c, op_rmsnorm(c, x), &m->head1));         /* (1, B, head_hidden) */
+    x = op_linear_gelu(c, op_rmsnorm(c, x), &m->head1);                /* (1, B, head_hidden) */
     x = op_linear(c, op_dropout(c, x, p, in->step, layer), &m->head2); /* (1, B, 3)           */
     return op_unit_vector(c, x);                                       /* (1, B, 3)           */
 }

@@ -130,7 +130,10 @@ static inline int fixture_read_parameters(Fixture *f, Err *e) {
         if (memcmp(t->shape, w->shape, sizeof *w->shape * (size_t)w->ndim))
             return err_set(e, "%s is %s; its config asks for %s", key, st_shape_text(t, text[0]),
                            tensor_shape_text(w, text[1]));
-        for (int64_t j = 0; j < t->numel; j++) tensor_f32(w)[j] = (float)fixture_number(t, j);
+        float *x = fixture_floats(t->numel);
+        for (int64_t j = 0; j < t->numel; j++) x[j] = (float)fixture_number(t, j);
+        params_write(f->params, &f->params->row[i], x);
+        free(x);
     }
     return 0;
 }
@@ -179,6 +182,13 @@ static inline double fixture_largest(const StEntry *t) {
     return largest;
 }
 
+/* A copy of the parameter's gradient on the host. */
+static inline float *fixture_gradient(const Fixture *f, const Tensor *w) {
+    float *g = fixture_floats(tensor_numel(w));
+    f->params->grads.memory->get(g, w->grad, sizeof *g * (size_t)tensor_numel(w));
+    return g;
+}
+
 /* norm: of all gradients, before clipping. */
 static inline void fixture_compare_gradients(Fixture *f, double norm) {
     const double factor = f->clip > 0 ? fmin(1, f->clip / (norm + 1e-6)) : 1;
@@ -190,8 +200,10 @@ static inline void fixture_compare_gradients(Fixture *f, double norm) {
         if (!t) continue;
         const int64_t n = tensor_numel(w);
         double *got = fixture_alloc(sizeof *got * (size_t)n);
-        for (int64_t j = 0; j < n; j++) got[j] = factor * (double)tensor_grad_f32(w)[j];
+        float *g = fixture_gradient(f, w);
+        for (int64_t j = 0; j < n; j++) got[j] = factor * (double)g[j];
         fixture_compare(f, key, got, n, GRAD_TOLERANCE * fixture_largest(t), NULL);
+        free(g);
         free(got);
     }
 }
@@ -214,7 +226,8 @@ static inline void fixture_compare_step(Fixture *f) {
             if (after) printf("%s: %s has another shape than its parameter\n", f->path, key);
             continue;
         }
-        const float *w = tensor_f32(&p->tensor), *g = tensor_grad_f32(&p->tensor);
+        float *w = fixture_floats(n), *g = fixture_gradient(f, &p->tensor);
+        params_read(f->params, p, w);
         double change = 0, steepest = 0;
         for (int64_t j = 0; j < n; j++) {
             change = fmax(change, fabs(fixture_number(after, j) - fixture_number(before, j)));
@@ -231,6 +244,8 @@ static inline void fixture_compare_step(Fixture *f) {
         fixture_compare(f, key, got, n, STEP_TOLERANCE * change, undecided);
         free(got);
         free(undecided);
+        free(w);
+        free(g);
     }
 }
 
@@ -259,9 +274,12 @@ static inline void fixture_train(Fixture *f, Tensor *(*loss)(void *self), void *
         ctx_step_begin(&f->c);
         params_zero_grad(f->params);
         Tensor *l = loss(self);
-        value[step] = *tensor_f64(l);
+        const double *at = ctx_fetch(&f->c, l->data);
         tape_backward(&f->c, l, 1);
-        const double before_clipping = *optim_step(&f->c, &f->optim, f->params, 1, f->clip);
+        const double *norm_at = optim_step(&f->c, &f->optim, f->params, 1, f->clip);
+        ctx_wait(&f->c, ctx_mark(&f->c));
+        value[step] = *at;
+        const double before_clipping = *norm_at;
         if (step) continue;
         norm = before_clipping;
         fixture_compare_gradients(f, norm);

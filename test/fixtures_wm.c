@@ -158,7 +158,7 @@ static void run_velocity(Case *k) {
     const Inputs in = make_inputs(k);
     const Flow flow = op_flow_noise(&k->f->c, in.x0, in.z, in.t);
     const Tensor *v = wm_forward(&k->f->c, &k->m, flow.x_t, in.t, in.actions, NULL);
-    compare_pictures(k, "out.velocity", tensor_f32(v), k->B * k->F);
+    compare_pictures(k, "out.velocity", ctx_read_f32(&k->f->c, v), k->B * k->F);
     k->f->c.recording = true;
 }
 

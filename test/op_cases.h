@@ -33,6 +33,16 @@ static void call_linear(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_linear(c, in[0], &(Linear){in[1], in[2]});
 }
 
+static void call_linear_gelu(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_linear_gelu(c, in[0], &(Linear){in[1], in[2]});
+}
+
+static void call_linear_relu(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)k;
+    out[0] = op_linear_relu(c, in[0], &(Linear){in[1], in[2]});
+}
+
 static void call_linear_heads(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_linear_heads(c, in[0], &(Linear){in[1], in[2]}, k->a); /* a: heads */
 }
@@ -355,6 +365,16 @@ static const Case cases[] = {
     {OP_DROPOUT_ADD, call_dropout_add, {R(1), R(1)}, 3, 0},
     {OP_DROPOUT_ADD, call_dropout_add, {R(3, 5, 7), R(3, 5, 7)}, 0, 1},
     {OP_DROPOUT_ADD, call_dropout_add, {R(3, 3001), R(3, 3001)}, 1000, 77},
+    {OP_LINEAR, call_linear_gelu, {R(1, 1), R(1, 1), R(1)}, 0, 0},
+    {OP_LINEAR, call_linear_gelu, {R(3, 27, 17), R(35, 17), R(35)}, 0, 0},
+    {OP_LINEAR, call_linear_gelu, {R(145, 33), R(67, 33), R(67)}, 0, 0},
+    {OP_LINEAR, call_linear_gelu, {R(64, 16), R(48, 16), NONE}, 0, 0},
+    {OP_LINEAR, call_linear_gelu, {X(145, 3), R(67, 3), R(67)}, 0, 0},
+    {OP_LINEAR, call_linear_relu, {R(1, 1), R(1, 1), R(1)}, 0, 0},
+    {OP_LINEAR, call_linear_relu, {R(3, 27, 17), R(35, 17), R(35)}, 0, 0},
+    {OP_LINEAR, call_linear_relu, {R(145, 33), R(67, 33), R(67)}, 0, 0},
+    {OP_LINEAR, call_linear_relu, {R(64, 16), R(48, 16), NONE}, 0, 0},
+    {OP_LINEAR, call_linear_relu, {X(145, 3), R(67, 3), R(67)}, 0, 0},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

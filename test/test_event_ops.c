@@ -1,6 +1,7 @@
 /* What the general tests of ops (test_ops.c) cannot know of those for events: GELU's error over its
- * whole range, dropout's statistics and its key, ties in a maximum, directions without length, rows
- * of zeros, and angles known from geometry. On every device that this processor runs. */
+ * whole range, dropout's statistics and its key, the end of a residual branch, ties in a maximum,
+ * directions without length, rows of zeros, and angles known from geometry. On every device that
+ * this processor runs. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +14,7 @@
 
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#include "llmc_like/philox.h"
 
 /* Calls `check` with a fresh context of each device, the plain one among them. */
 static void for_devices(void (*check)(Ctx *c)) {
@@ -224,6 +226,28 @@ static void test_a_tensor_mixed_with_itself(void **state) {
     for_devices(check_mix_with_itself);
 }
 
+/* The end of a residual branch is what two ops give, recording or not, in blocks and rest. */
+static void check_residual_branch(Ctx *c) {
+    enum { ROWS = 145, K = 33, N = 67 };
+    static float number[ROWS * (N + K) + N * K + N];
+    rng_normal((RngKey){7, 0, RNG_TEST}, 0, number, sizeof number / sizeof *number);
+    Tensor *x = input(c, 2, (int64_t[]){ROWS, N}, number);
+    Tensor *y = input(c, 2, (int64_t[]){ROWS, K}, number + ROWS * N);
+    const Linear w = {input(c, 2, (int64_t[]){N, K}, number + ROWS * (N + K)),
+                      input(c, 1, (int64_t[]){N}, number + ROWS * (N + K) + N * K)};
+    for (int recording = 0; recording < 2; recording++) {
+        c->recording = recording;
+        const Tensor *one = op_linear_dropout_add(c, x, y, &w, 0.3f, 5, 7);
+        const Tensor *two = op_dropout_add(c, x, op_linear(c, y, &w), 0.3f, 5, 7);
+        assert_memory_equal(one->data, two->data, tensor_bytes(two));
+    }
+}
+
+static void test_end_of_a_residual_branch(void **state) {
+    (void)state;
+    for_devices(check_residual_branch);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gelu_over_its_range),
@@ -234,6 +258,7 @@ int main(void) {
         cmocka_unit_test(test_class_rows_come_back),
         cmocka_unit_test(test_norm_of_a_row_of_zeros),
         cmocka_unit_test(test_a_tensor_mixed_with_itself),
+        cmocka_unit_test(test_end_of_a_residual_branch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -29,6 +29,7 @@ typedef struct Run {
     const Device *dev;
     DType dtype;
     int threads;
+    bool silent;   /* the context does not record */
     bool add;      /* gradients hold something already */
     bool hand_on;  /* in[0]'s gradient is the output's own buffer, as the tape does for some ops */
     int only;      /* the one input that gets a gradient; -1: all that want one */
@@ -213,6 +214,7 @@ static Result run_case(int case_no, Run run) {
     Err e;
     assert_int_equal(ctx_init(&c, run.dev->name, run.threads, 1, false, &e), 0);
     c.dtype = run.dtype;
+    c.recording = !run.silent;
     assert_int_equal(arena_commit(&c.activations, ARENA, &e), 0);
     memset(c.activations.chunk[0].base, GUARD_BYTE, ARENA);
     arena_alloc(&c.activations, GUARD);
@@ -475,16 +477,22 @@ static void test_nan_comes_out(void **state) {
 static bool by_library(int op) { return op == OP_LINEAR || op == OP_CONV2D; }
 
 static void check_threads(int k, const Device *dev, const Result *plain32, const Result *exact) {
+    const bool drops = cases[k].op == OP_DROPOUT || cases[k].op == OP_DROPOUT_ADD;
     Result one = run_case(k, run_on(dev, DT_F32, 1));
     for (int n = 1; n <= 3; n++) {
         Result x = run_case(k, run_on(dev, DT_F32, n));
         Result again = run_case(k, run_on(dev, DT_F32, n));
+        Run run = run_on(dev, DT_F32, n);
+        run.silent = true;
+        Result silent = run_case(k, run);
         expect_same_bits(k, dev->name, "when repeated", &x, &again);
+        if (!drops) expect_same_bits(k, dev->name, "when not recorded", &silent, &x);
         if (!by_library(cases[k].op))
             expect_same_bits(k, dev->name, "with other threads", &one, &x);
         expect_within_rule(k, dev->name, &x, plain32, exact);
         result_free(&x);
         result_free(&again);
+        result_free(&silent);
     }
     result_free(&one);
 }

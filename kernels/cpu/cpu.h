@@ -31,16 +31,27 @@ void ISA_FN(gemm)(Ctx *c, bool ta, bool tb, int64_t M, int64_t N, int64_t K, flo
                   int64_t ldc);
 double ISA_FN(sum_squares)(Ctx *c, const float *x, int64_t n);
 
-/* y (rows, N) = x (rows, K) W' + bias, or (add) y += x W'. All contiguous. Takes ctx_workspace.
- * Only the last rows, fewer than a block, may depend on the number of threads in their last bits,
- * since oneDNN's sgemm does. */
+/* One thread, n numbers. y = act(x), in place if they are the same; and d = d times act's slope at
+ * x, for which ReLU takes act(x) as well. */
+void ISA_FN(activate)(Activation act, int64_t n, const float *x, float *y);
+void ISA_FN(scale_by_slope)(Activation act, int64_t n, const float *x, float *d);
+
+/* y (rows, N) = act(x (rows, K) W' + bias), or (add) y += x W'. All contiguous. Takes
+ * ctx_workspace. Whatever goes before and after the product goes block by block, while a block is
+ * in the cache. Only the last rows, fewer than a block, may depend on the number of threads in
+ * their last bits, since oneDNN's sgemm does. */
 typedef struct RowProduct {
     int64_t rows, N, K;
-    const float *x, *w; /* W is (N, K), or (transposed) stored as (K, N) */
+    float *x;       /* written only where slope_at is given */
+    const float *w; /* (N, K), or (transposed) stored as (K, N) */
     bool transposed;
     const float *bias; /* (N), or NULL */
     float *y;
     bool add;
+    Activation act;
+    const float *residual; /* (rows, N), added to y after act; NULL: none */
+    float *sum;            /* (rows, N): x W' + bias is kept here; NULL: not wanted */
+    const float *slope_at; /* (rows, K): first x = x times act's slope there, and y has no act */
     float *sums; /* (K): = or (add_sums) += the column sums of x, on the way; NULL: not wanted */
     bool add_sums;
 } RowProduct;

@@ -1,4 +1,4 @@
-/* y = x W' + b. Three matrix products by oneDNN. */
+/* y = act(x W' + b). Three matrix products by oneDNN. */
 #include "kernels/cpu/cpu.h"
 
 void ISA_FN(linear_forward)(Ctx *c, const OpCall *o) {
@@ -10,7 +10,10 @@ void ISA_FN(linear_forward)(Ctx *c, const OpCall *o) {
                       .x = x->data,
                       .w = w->data,
                       .bias = b ? b->data : NULL,
-                      .y = o->out[0]->data});
+                      .y = o->out[0]->data,
+                      .act = o->attr.activation,
+                      .residual = o->in[3] ? o->in[3]->data : NULL,
+                      .sum = o->saved[0] ? o->saved[0]->data : NULL});
 }
 
 /* dW = dy' x sums over all rows. oneDNN's sgemm reads two long matrices with large strides badly
@@ -48,6 +51,18 @@ static void weight_gradient(Ctx *c, const OpCall *o) {
     ISA_FN(sum_partials)(c, partial, WEIGHT_GROUPS, N * K, w->grad, w->grad_set);
 }
 
+/* Where the activation's slope is read: at the sum, or at the output. */
+static const float *slope_at(const OpCall *o) {
+    if (o->attr.activation == ACT_NONE) return NULL;
+    return o->saved[0] ? o->saved[0]->data : o->out[0]->data;
+}
+
+static void scale_rows(Ctx *c, const RowProduct *a) {
+#pragma omp parallel for num_threads(c->n_threads) if (a->rows * a->K >= PARALLEL_FROM)
+    for (int64_t r = 0; r < a->rows; r++)
+        ISA_FN(scale_by_slope)(a->act, a->K, a->slope_at + r * a->K, a->x + r * a->K);
+}
+
 void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {
     const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2];
     const int64_t rows = tensor_rows(x), K = tensor_cols(x), N = w->shape[0];
@@ -59,11 +74,15 @@ void ISA_FN(linear_backward)(Ctx *c, const OpCall *o) {
                            .transposed = true,
                            .y = x->grad,
                            .add = x->grad_set,
+                           .act = o->attr.activation,
+                           .slope_at = slope_at(o),
                            .sums = b ? b->grad : NULL,
                            .add_sums = b && b->grad_set};
-    if (dx.y)
+    if (dx.y) {
         ISA_FN(row_product)(c, &dx);
-    else if (dx.sums)
-        ISA_FN(sum_rows)(c, dx.x, rows, N, dx.sums, dx.add_sums);
+    } else {
+        if (dx.slope_at) scale_rows(c, &dx);
+        if (dx.sums) ISA_FN(sum_rows)(c, dx.x, rows, N, dx.sums, dx.add_sums);
+    }
     if (w->grad) weight_gradient(c, o);
 }

@@ -1,4 +1,4 @@
-/* y = x W' + b over many rows, by oneDNN's inner product on blocks of rows.
+/* y = act(x W' + b) over many rows, by oneDNN's inner product on blocks of rows.
  *
  * A primitive is compiled for a number of rows, and batches of events have another one each time;
  * so it is compiled for one block, and threads take block after block. Against one sgemm over all
@@ -132,6 +132,22 @@ static void sum_block(const float *x, int64_t rows, int64_t K, float *sum) {
     }
 }
 
+/* Rows first .. first + rows - 1: what goes before their product, and after it. */
+static void before_product(const RowProduct *a, int64_t first, int64_t rows) {
+    const int64_t i = first * a->K;
+    if (a->slope_at) ISA_FN(scale_by_slope)(a->act, rows * a->K, a->slope_at + i, a->x + i);
+}
+
+static float *product_of(const RowProduct *a) { return a->sum ? a->sum : a->y; }
+
+static void after_product(const RowProduct *a, int64_t first, int64_t rows) {
+    const int64_t i = first * a->N;
+    if (!a->slope_at && a->act) ISA_FN(activate)(a->act, rows * a->N, product_of(a) + i, a->y + i);
+    if (!a->residual) return;
+#pragma omp simd
+    for (int64_t j = i; j < i + rows * a->N; j++) a->y[j] += a->residual[j];
+}
+
 /* Block after block; only addresses change. at: scratch; partial (blocks, K), or NULL: column sums
  * of each block of x, taken while it is in the cache. */
 static void run_blocks(const OneDnn *s, const Product *p, const RowProduct *a, char *at,
@@ -156,8 +172,10 @@ static void run_blocks(const OneDnn *s, const Product *p, const RowProduct *a, c
 #pragma omp for schedule(dynamic, 1)
         for (int64_t b = 0; b < a->rows / BLOCK; b++) {
             onednn_place(l->x, a->x + b * BLOCK * a->K);
-            onednn_place(l->y, a->y + b * BLOCK * a->N);
+            onednn_place(l->y, product_of(a) + b * BLOCK * a->N);
+            before_product(a, b * BLOCK, BLOCK);
             DNNL(dnnl_primitive_execute(p->run, s->stream, 4 + (int)p->key.bias, args));
+            after_product(a, b * BLOCK, BLOCK);
             if (partial) sum_block(a->x + b * BLOCK * a->K, BLOCK, a->K, partial + b * a->K);
         }
     }
@@ -165,14 +183,16 @@ static void run_blocks(const OneDnn *s, const Product *p, const RowProduct *a, c
 
 /* The last rows, fewer than a block. */
 static void run_rest(Ctx *c, const RowProduct *a, int64_t first) {
-    float *y = a->y + first * a->N;
+    float *y = product_of(a) + first * a->N;
     const float *x = a->x + first * a->K;
     const int64_t rows = a->rows - first;
+    before_product(a, first, rows);
     for (int64_t r = 0; a->bias && r < rows; r++)
         memcpy(y + r * a->N, a->bias, sizeof(float) * (size_t)a->N);
     ISA_FN(gemm)
     (c, false, !a->transposed, rows, a->N, a->K, 1, x, a->K, a->w, a->transposed ? a->N : a->K,
      a->bias || a->add, y, a->N);
+    after_product(a, first, rows);
 }
 
 void ISA_FN(row_product)(Ctx *c, const RowProduct *a) {

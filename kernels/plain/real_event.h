@@ -40,34 +40,30 @@ static void FN(layernorm_backward)(const OpCall *o) {
     }
 }
 
-static REAL FN(normal_cdf)(REAL x) { return (1 + (REAL)erf(x / sqrt(2))) / 2; }
-
 static void FN(gelu_forward)(const OpCall *o) {
     const REAL *x = o->in[0]->data;
     REAL *y = o->out[0]->data;
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) y[i] = x[i] * FN(normal_cdf)(x[i]);
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) y[i] = FN(activate)(ACT_GELU, x[i]);
 }
 
 static void FN(gelu_backward)(const OpCall *o) {
     const REAL *x = o->in[0]->data, *dy = o->out[0]->grad;
     REAL *dx = FN(grad)(o->in[0]);
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) {
-        const REAL density = (REAL)(exp(-x[i] * x[i] / 2) / sqrt(2 * M_PI));
-        dx[i] += dy[i] * (FN(normal_cdf)(x[i]) + x[i] * density);
-    }
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++)
+        dx[i] += FN(scaled_by_slope)(ACT_GELU, x[i], dy[i]);
 }
 
-/* Written so that NaN fails both comparisons and passes through. */
 static void FN(relu_forward)(const OpCall *o) {
     const REAL *x = o->in[0]->data;
     REAL *y = o->out[0]->data;
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) y[i] = x[i] < 0 ? 0 : x[i];
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) y[i] = FN(activate)(ACT_RELU, x[i]);
 }
 
 static void FN(relu_backward)(const OpCall *o) {
     const REAL *x = o->in[0]->data, *dy = o->out[0]->grad;
     REAL *dx = FN(grad)(o->in[0]);
-    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++) dx[i] += x[i] <= 0 ? 0 : dy[i];
+    for (int64_t i = 0; i < tensor_numel(o->in[0]); i++)
+        dx[i] += FN(scaled_by_slope)(ACT_RELU, x[i], dy[i]);
 }
 
 /* What element i is multiplied with: 0 or 1 / (1 - p). */

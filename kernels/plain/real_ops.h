@@ -13,27 +13,49 @@ static REAL *FN(grad)(const Tensor *t) {
 
 static REAL FN(sigmoid)(REAL x) { return 1 / (1 + (REAL)exp(-x)); }
 
+static REAL FN(normal_cdf)(REAL x) { return (1 + (REAL)erf(x / sqrt(2))) / 2; }
+
+static REAL FN(gelu_slope)(REAL x) {
+    return FN(normal_cdf)(x) + x * (REAL)(exp(-x * x / 2) / sqrt(2 * M_PI));
+}
+
+/* ReLU's are written so that NaN fails both comparisons and passes through. */
+static REAL FN(activate)(int activation, REAL x) {
+    if (activation == ACT_GELU) return x * FN(normal_cdf)(x);
+    return activation == ACT_RELU && x < 0 ? 0 : x;
+}
+
+/* d times the slope at x; for ReLU x may be the output. */
+static REAL FN(scaled_by_slope)(int activation, REAL x, REAL d) {
+    if (activation == ACT_GELU) return d * FN(gelu_slope)(x);
+    return activation == ACT_RELU && x <= 0 ? 0 : d;
+}
+
 /* ---- layers ---- */
 
 static void FN(linear_forward)(const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
     const REAL *x = o->in[0]->data, *w = o->in[1]->data, *bias = o->in[2] ? o->in[2]->data : NULL;
+    const REAL *residual = o->in[3] ? o->in[3]->data : NULL;
     REAL *y = o->out[0]->data;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t n = 0; n < N; n++) {
             REAL sum = bias ? bias[n] : 0;
             for (int64_t k = 0; k < K; k++) sum += x[r * K + k] * w[n * K + k];
-            y[r * N + n] = sum;
+            if (o->saved[0]) ((REAL *)o->saved[0]->data)[r * N + n] = sum;
+            y[r * N + n] = FN(activate)(o->attr.activation, sum);
+            if (residual) y[r * N + n] += residual[r * N + n];
         }
 }
 
 static void FN(linear_backward)(const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), K = tensor_cols(o->in[0]), N = o->in[1]->shape[0];
     const REAL *x = o->in[0]->data, *w = o->in[1]->data, *dy = o->out[0]->grad;
+    const REAL *at = o->saved[0] ? o->saved[0]->data : o->out[0]->data;
     REAL *dx = FN(grad)(o->in[0]), *dw = FN(grad)(o->in[1]), *db = FN(grad)(o->in[2]);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t n = 0; n < N; n++) {
-            const REAL d = dy[r * N + n];
+            const REAL d = FN(scaled_by_slope)(o->attr.activation, at[r * N + n], dy[r * N + n]);
             if (db) db[n] += d;
             for (int64_t k = 0; k < K; k++) {
                 if (dx) dx[r * K + k] += d * w[n * K + k];
