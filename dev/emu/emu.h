@@ -137,7 +137,8 @@ void emu_shared_end(void);
 
 /* Device memory: one region; open only while kernels and runtime calls are at work. */
 enum { EMU_REGION_SHIFT = 33 };
-extern char *emu_region; /* its start; NULL before the first allocation, and under ASan */
+extern char *emu_region;  /* its start; NULL before the first allocation, and under ASan */
+extern uint8_t *emu_live; /* how many bytes of each 8 of the region may be touched */
 void emu_device_open(void);
 void emu_device_close(void);
 bool emu_is_device(const void *p);             /* in the region, or under ASan live */
