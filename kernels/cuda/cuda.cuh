@@ -36,7 +36,6 @@ typedef struct Cuda {
     struct CudaMasks *masks; /* intervals and documents on the device, attention.cuh */
     struct CudaTimes *times; /* events not yet read, device.cu */
     struct Staging *staging; /* pinned memory for inputs, device.cu */
-    struct OptimTable *rows; /* the parameters' rows on the device, optim.cu */
     double *fetched;         /* pinned: Ctx.fetched */
     cudaEvent_t mark[8];     /* a ring */
     uint64_t n_marks;

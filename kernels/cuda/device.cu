@@ -170,7 +170,6 @@ void cuda_release(Ctx *c) {
         cuda_masks_free(d->masks);
         staging_free(c, d->staging);
         times_free(c, d->times);
-        optim_table_free(d->rows);
         for (int i = 0; i < MARKS; i++) CUDA(c, cudaEventDestroy(d->mark[i]));
         CUDA(c, cudaFreeHost(d->fetched));
         CUDA(c, cudaStreamDestroy(d->stream));

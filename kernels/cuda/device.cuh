@@ -20,7 +20,4 @@ void cuda_update(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip,
 size_t cuda_update_workspace(const Ctx *c, const ParamTable *p);
 double cuda_peak(Ctx *c);
 
-/* Frees what cuda_update keeps at Cuda.rows; NULL is allowed. */
-void optim_table_free(struct OptimTable *t);
-
 #endif

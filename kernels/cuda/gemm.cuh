@@ -1,21 +1,23 @@
-/* Matrix products by cuBLASLt. The library (540 MB) is opened by the first product: a program that
- * stays on the CPU does not wait for it. */
+/* Matrix products by cuBLASLt, and what their callers share. The library (540 MB) is opened by the
+ * first product: a program that stays on the CPU does not wait for it. */
 #ifndef KERNELS_CUDA_GEMM_CUH
 #define KERNELS_CUDA_GEMM_CUH
 
 #include "kernels/cuda/cuda.cuh"
 
-/* C (M, N) = act(alpha op(A) op(B) + beta C + bias), row-major; op(A) is (M, K), op(B) is (K, N);
- * ta, tb: stored transposed. `batch` such products at strides in elements (a stride may be 0 for A
- * and B). A and B have dtype `in`, C and bias have `out`: float32 from either, or bf16 from bf16.
- * Sums are float32: never tf32. bias: (N), or NULL. activation: of kernels/ops.h, NONE or RELU;
- * others are passes of their own. Rows of leading dimension ld. */
+/* C (M, N) = act(alpha op(A) op(B) + beta E + bias), row-major, rows ld apart; op(A) is (M, K),
+ * op(B) is (K, N); ta, tb: stored transposed. `batch` such products at strides in elements (a
+ * stride may be 0 for A and B). A and B have dtype `in`, C, E and bias have `out`: float32 from
+ * either, or bf16 from bf16. Sums are float32: never tf32. E: NULL means C itself, else it lies as
+ * C does, and C is only written. bias: (N), aligned to 16 bytes, or NULL. relu: act is max(x, 0).
+ * Rows that are no multiples of 16 bytes are valid, and slow: the matrix units need those. */
 typedef struct Gemm {
     int64_t M, N, K;
     bool ta, tb;
     DType in, out;
     const void *A, *B;
     void *C;
+    const void *E;
     int64_t lda, ldb, ldc;
     int64_t batch, stride_a, stride_b, stride_c;
     float alpha, beta;
@@ -30,5 +32,16 @@ void cuda_gemm(Ctx *c, const Gemm *g);
 
 /* Frees what cuda_gemm keeps; NULL is allowed. */
 void cublas_free(struct CublasLt *blas);
+
+/* V neighbours, moved at once: 16 bytes, or one number where rows are not cut so. */
+template <typename T, int V>
+struct alignas(V * sizeof(T)) Few {
+    T at[V];
+};
+
+/* sums (N), float32, = or (add) += the sums of x's columns, x (rows, N) of dtype, in a fixed order.
+ * Takes ctx_workspace. (linear.cu) */
+void cuda_column_sums(Ctx *c, DType dtype, const void *x, int64_t rows, int64_t N, float *sums,
+                      bool add);
 
 #endif

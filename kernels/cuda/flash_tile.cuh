@@ -1,0 +1,196 @@
+/* What the bf16 flash kernels are made of: tiles of rows in shared memory, the fragments of tensor
+ * cores that are read from them, and what a mask says of a tile.
+ *
+ * A tile has COLS columns (32, 64, 96 or 128) of bf16, cut into chunks of 16 bytes. Chunks are
+ * permuted within their row so that the 8 rows of a matrix that ldmatrix reads, and the 8 chunks
+ * that neighbours of cp.async write, lie in different banks: row r has its chunk c at
+ *   c ^ (r mod 8)         where rows are whole lines of 128 bytes (COLS 64, 128),
+ *   c ^ (r / 2 mod 4)     where two rows share a line (COLS 32, 96).
+ * Eight rows of one c then meet eight different groups of four banks. */
+#ifndef KERNELS_CUDA_FLASH_TILE_CUH
+#define KERNELS_CUDA_FLASH_TILE_CUH
+
+#include <limits.h>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+#define LOG2E 1.44269504f
+#define LN2 0.693147181f
+
+/* ---- tensors ---- */
+
+/* A (B, T, H, D) view. wide: rows may be moved 16 bytes at a time. */
+typedef struct FlashView {
+    bf16 *data;
+    int64_t b, t, h;
+    bool wide;
+} FlashView;
+
+static inline FlashView flash_view(const void *data, AttnStride s, int D) {
+    const bool wide = (D % 8 | s.b % 8 | s.t % 8 | s.h % 8) == 0 && (uintptr_t)data % 16 == 0;
+    return {(bf16 *)data, s.b, s.t, s.h, wide};
+}
+
+/* The rows of one batch and head; `rows` of them exist, of D numbers each. */
+typedef struct FlashRows {
+    bf16 *data;
+    int64_t step;
+    int rows, D;
+    bool wide;
+} FlashRows;
+
+static __device__ __forceinline__ FlashRows head_rows(const FlashView &v, int b, int h, int rows,
+                                                      int D) {
+    return {v.data + b * v.b + h * v.h, v.t, rows, D, v.wide};
+}
+
+/* ---- tiles ---- */
+
+template <int COLS>
+static __device__ __forceinline__ bf16 *tile_at(bf16 *tile, int row, int chunk) {
+    constexpr int LINES = COLS % 64 == 0 ? 1 : 2; /* rows in whose lines a chunk may lie */
+    return tile + row * COLS + (chunk ^ (row / LINES % (8 / LINES))) * 8;
+}
+
+/* Begins to copy rows first .. first + ROWS - 1; zeros where a row or column does not exist.
+ * Complete after cp_async_wait and a barrier. All threads of a block of THREADS call it. */
+template <int ROWS, int COLS, int THREADS>
+static __device__ __forceinline__ void tile_load(bf16 *tile, const FlashRows &from, int first) {
+    constexpr int CHUNKS = COLS / 8;
+    if (from.wide) {
+#pragma unroll
+        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+            const int row = i / CHUNKS, chunk = i % CHUNKS;
+            const bool real = first + row < from.rows && chunk * 8 < from.D;
+            const int64_t at = real ? (first + row) * from.step + chunk * 8 : 0;
+            cp_async_16(tile_at<COLS>(tile, row, chunk), from.data + at, real);
+        }
+        return;
+    }
+    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        const bf16 *at = from.data + (first + row) * from.step + chunk * 8;
+        Pack<bf16> x;
+        for (int e = 0; e < 8; e++)
+            x.at[e] =
+                first + row < from.rows && chunk * 8 + e < from.D ? at[e] : from_float<bf16>(0);
+        *(Pack<bf16> *)tile_at<COLS>(tile, row, chunk) = x;
+    }
+}
+
+/* Copies `count` rows of a tile, from tile_row on, to rows first ... of global memory: as many as
+ * exist. By one warp, which wrote them itself and has called __syncwarp. */
+template <int COLS>
+static __device__ __forceinline__ void tile_store(const FlashRows &to, int first, bf16 *tile,
+                                                  int tile_row, int count) {
+    constexpr int CHUNKS = COLS / 8;
+    for (int i = threadIdx.x % WARP; i < count * CHUNKS; i += WARP) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        if (first + row >= to.rows || chunk * 8 >= to.D) continue;
+        bf16 *at = to.data + (first + row) * to.step + chunk * 8;
+        const Pack<bf16> x = load_pack(tile_at<COLS>(tile, tile_row + row, chunk));
+        if (to.wide)
+            *(Pack<bf16> *)at = x;
+        else
+            for (int e = 0; e < 8; e++)
+                if (chunk * 8 + e < to.D) at[e] = x.at[e];
+    }
+}
+
+/* Two neighbours of a row; col is even. */
+template <int COLS>
+static __device__ __forceinline__ void tile_put(bf16 *tile, int row, int col, uint32_t pair) {
+    *(uint32_t *)(tile_at<COLS>(tile, row, col / 8) + col % 8) = pair;
+}
+
+/* ---- fragments: one ldmatrix each ---- */
+
+/* A (16, 16) = tile[row ..][col ..]; by columns of the tile: transposed below. */
+template <int COLS>
+static __device__ __forceinline__ void load_a(uint32_t a[4], bf16 *tile, int row, int col) {
+    const int lane = threadIdx.x % WARP;
+    ldmatrix_x4(a, tile_at<COLS>(tile, row + lane % 16, col / 8 + lane / 16));
+}
+
+/* A[m][k] = tile[row + k][col + m] */
+template <int COLS>
+static __device__ __forceinline__ void load_a_trans(uint32_t a[4], bf16 *tile, int row, int col) {
+    const int lane = threadIdx.x % WARP;
+    ldmatrix_x4_trans(a,
+                      tile_at<COLS>(tile, row + lane % 8 + lane / 16 * 8, col / 8 + lane / 8 % 2));
+}
+
+/* B (16, 8) twice: B[k][n] = tile[row + n][col + k] in b[0..1]; of rows 8 further in b[2..3] */
+template <int COLS>
+static __device__ __forceinline__ void load_b(uint32_t b[4], bf16 *tile, int row, int col) {
+    const int lane = threadIdx.x % WARP;
+    ldmatrix_x4(b, tile_at<COLS>(tile, row + lane % 8 + lane / 16 * 8, col / 8 + lane / 8 % 2));
+}
+
+/* B[k][n] = tile[row + k][col + n] in b[0..1]; of columns 8 further in b[2..3] */
+template <int COLS>
+static __device__ __forceinline__ void load_b_trans(uint32_t b[4], bf16 *tile, int row, int col) {
+    const int lane = threadIdx.x % WARP;
+    ldmatrix_x4_trans(b, tile_at<COLS>(tile, row + lane % 16, col / 8 + lane / 16));
+}
+
+/* The sums of two products with neighbouring n are, rounded, the A of a product over n: x[0] and
+ * x[1] hold columns n .. n + 7 and n + 8 .. n + 15. */
+static __device__ __forceinline__ void pack_a(uint32_t a[4], const float x[2][4]) {
+    a[0] = pack_bf16(x[0][0], x[0][1]);
+    a[1] = pack_bf16(x[0][2], x[0][3]);
+    a[2] = pack_bf16(x[1][0], x[1][1]);
+    a[3] = pack_bf16(x[1][2], x[1][3]);
+}
+
+/* ---- masks ---- */
+
+/* A query sees the keys lo <= k < hi; one that sees none, or does not exist, has {INT_MAX, 0}. */
+typedef struct Interval {
+    int lo, hi;
+} Interval;
+
+/* What a row of queries may see, of Tk keys. */
+static __device__ __forceinline__ Interval interval_of(const int32_t *lo, const int32_t *hi,
+                                                       int row, int Tq, int Tk, int offset) {
+    if (row >= Tq) return {INT_MAX, 0};
+    if (!lo) return {0, Tk};
+    const int from = lo[offset + row], to = min(hi[offset + row], Tk);
+    return from < to ? Interval{from, to} : Interval{INT_MAX, 0};
+}
+
+/* Of several queries: some see keys from first .. end - 1 and nobody one outside; all of them see
+ * what lies in full_first .. full_end - 1. */
+typedef struct Limits {
+    int first, end, full_first, full_end;
+} Limits;
+
+/* Of n intervals, by one warp. */
+static __device__ __forceinline__ Limits warp_limits(const Interval *x, int n) {
+    Limits l = {INT_MAX, 0, 0, INT_MAX};
+    for (int i = threadIdx.x % WARP; i < n; i += WARP) {
+        l.first = min(l.first, x[i].lo);
+        l.end = max(l.end, x[i].hi);
+        l.full_first = max(l.full_first, x[i].lo);
+        l.full_end = min(l.full_end, x[i].hi);
+    }
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
+        l.first = min(l.first, __shfl_xor_sync(FULL_WARP, l.first, lanes));
+        l.end = max(l.end, __shfl_xor_sync(FULL_WARP, l.end, lanes));
+        l.full_first = max(l.full_first, __shfl_xor_sync(FULL_WARP, l.full_first, lanes));
+        l.full_end = min(l.full_end, __shfl_xor_sync(FULL_WARP, l.full_end, lanes));
+    }
+    return l;
+}
+
+/* Whether somebody sees one of the keys first .. end - 1, and whether all see each of them. */
+static __device__ __forceinline__ bool limits_see(const Limits &l, int first, int end) {
+    return l.first < end && l.end > first;
+}
+static __device__ __forceinline__ bool limits_full(const Limits &l, int first, int end) {
+    return l.full_first <= first && l.full_end >= end;
+}
+
+#endif
