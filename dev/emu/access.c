@@ -146,6 +146,7 @@ static void note_read(const Access *a, Cell *c, unsigned bytes) {
     const int self = emu_now.thread;
     check_written(a, c, bytes);
     if (c->write_bytes & bytes) check_after_write(a, c);
+    if (c->read_phase == emu_now.phase && c->readers == WARPS && c->read_bytes == bytes) return;
     if (c->read_phase && c->read_bytes & bytes) {
         bytes &= c->read_bytes;
         if (c->read_phase < emu_now.block) c->other_block_read = 1;
