@@ -35,10 +35,12 @@ static void to_host(T *to, T *from, size_t n) {
     CUDA(NULL, cudaFree(from));
 }
 
+static __constant__ float shift[2] = {-1, 1};
+
 static __global__ void add_kernel(float *y, const float *x, float a, int64_t n) {
     const int64_t i = global_thread();
     if (i >= n) return;
-    y[i] = a + x[i];
+    y[i] = a + x[i] + shift[i % 2];
 }
 
 static void test_elementwise(void **) {
@@ -48,7 +50,7 @@ static void test_elementwise(void **) {
     float *dx = to_device(x, N), *dy = to_device<float>(NULL, N);
     launch(NULL, add_kernel, grid_for(N), BLOCK, 0, dy, dx, 0.5f, N);
     to_host(y, dy, N);
-    for (int i = 0; i < N; i++) assert_true(y[i] == (float)i + 0.5f);
+    for (int i = 0; i < N; i++) assert_true(y[i] == (float)i + (i % 2 ? 1.5f : -0.5f));
     CUDA(NULL, cudaFree(dx));
 }
 

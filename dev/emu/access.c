@@ -40,7 +40,7 @@ typedef struct Range {
 } Range;
 
 static __thread Range own = {0, SIZE_MAX}; /* what passes: a fiber's stack; on the host all */
-static Range statics;                      /* the thread-local segment: static shared memory */
+static __thread Range statics;             /* the thread-local segment: static shared memory */
 static uintptr_t code;                     /* where the program begins */
 static Cell *static_cells, *device_cells;
 static Cell shared_cells[EMU_MAX_SHARED / 4];
@@ -66,8 +66,8 @@ static Cell *cells_for(size_t bytes) {
 }
 
 void emu_own_stack(const char *low, size_t bytes) {
+    if (!statics.low) dl_iterate_phdr(find_statics, NULL);
     if (!static_cells) {
-        dl_iterate_phdr(find_statics, NULL);
         static_cells = cells_for(statics.bytes);
         device_cells = cells_for(REGION_BYTES);
     }
