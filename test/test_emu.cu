@@ -186,8 +186,8 @@ static void test_atomics(void **) {
  * copied to shared memory in two groups ---- */
 
 static __global__ void product_kernel(float *C, const bf16 *A, const bf16 *B) {
-    __shared__ __align__(16) bf16 a[16][16];
-    __shared__ __align__(16) bf16 b[16][16];
+    __shared__ __align__(16) bf16 a[16][16 + 8]; /* so that rows lie in different banks */
+    __shared__ __align__(16) bf16 b[16][16 + 8];
     const int lane = (int)threadIdx.x;
     cp_async_16(&a[lane / 2][lane % 2 * 8], A + lane * 8, true);
     cp_async_commit();

@@ -182,6 +182,18 @@ static void misaligned_row() {
     launch(NULL, misaligned_row_kernel, 1, 32, 32 * 5 * sizeof(float), zeros<float>(32));
 }
 
+static __global__ void same_banks_kernel(float *y) {
+    uint32_t r[4];
+    float *row = (float *)shared_block() + 16 * threadIdx.x;
+    for (int i = 0; i < 4; i++) row[i] = 0;
+    __syncwarp();
+    ldmatrix_x4(r, row);
+    y[threadIdx.x] = __uint_as_float(r[0]);
+}
+static void same_banks() {
+    launch(NULL, same_banks_kernel, 1, 32, 32 * 16 * sizeof(float), zeros<float>(32));
+}
+
 /* ---- bounds ---- */
 
 static __global__ void past_tile_kernel(float *y, int n) {
@@ -303,6 +315,7 @@ static const Bug bugs[] = {
     {"copy overwrites", copy<OVERWRITES>, "race: writes byte", NULL},
     {"misaligned copy", misaligned_copy, "cp_async_16 (test/test_emu_bugs.cu:", ""},
     {"misaligned row", misaligned_row, "is not aligned to 16 bytes", ""},
+    {"rows in the same banks", same_banks, "row 2 of matrix 0 lies in the banks of a row", ""},
     {"past the tile", past_tile, "at byte 128 of dynamic shared memory", "buffer-overflow"},
     {"past the array", past_array<32>, "index 32 is outside of the array", "out of bounds"},
     {"never written", past_array<33>, UNWRITTEN, NULL},
