@@ -57,11 +57,13 @@ static int find_statics(struct dl_phdr_info *info, size_t size, void *arg) {
     return 1; /* the program itself is the first */
 }
 
+static size_t cells_bytes(size_t bytes) { return (bytes / 4 + 1) * sizeof(Cell); }
+
 static Cell *cells_for(size_t bytes) {
-    Cell *cells = mmap(NULL, (bytes / 4 + 1) * sizeof *cells, PROT_READ | PROT_WRITE,
+    Cell *cells = mmap(NULL, cells_bytes(bytes), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cells == MAP_FAILED) emu_fail("no address space to watch memory with");
-    madvise(cells, bytes / 4 * sizeof *cells, MADV_HUGEPAGE);
+    madvise(cells, cells_bytes(bytes), MADV_HUGEPAGE);
     return cells;
 }
 
@@ -75,6 +77,13 @@ void emu_own_stack(const char *low, size_t bytes) {
 }
 
 void emu_own_everything(void) { own = (Range){0, SIZE_MAX}; }
+
+void emu_forget_accesses(void) {
+    memset(shared_cells, 0, sizeof shared_cells);
+    if (!static_cells) return;
+    madvise(static_cells, cells_bytes(statics.bytes), MADV_DONTNEED);
+    madvise(device_cells, cells_bytes(REGION_BYTES), MADV_DONTNEED);
+}
 
 static bool in(Range r, uintptr_t at, size_t bytes) {
     return at - r.low < r.bytes && bytes <= r.bytes - (at - r.low);
@@ -363,6 +372,7 @@ void __ubsan_handle_out_of_bounds_abort(const Source *at, uintptr_t index) {
 
 void emu_own_stack(const char *low, size_t bytes) { (void)low, (void)bytes; }
 void emu_own_everything(void) {}
+void emu_forget_accesses(void) {}
 void emu_read(const void *p, size_t bytes, const void *pc) { (void)p, (void)bytes, (void)pc; }
 void emu_write(const void *p, size_t bytes, const void *pc) { (void)p, (void)bytes, (void)pc; }
 void emu_read_write_atomic(const void *p, size_t bytes, const void *pc) {

@@ -120,6 +120,9 @@ const void *emu_kernel(void);
 void emu_own_stack(const char *low, size_t bytes);
 void emu_own_everything(void);
 
+/* Forgets all accesses, before the numbers of phases begin again. */
+void emu_forget_accesses(void);
+
 /* Checks and notes an access of the running thread, as of one of the kernel's own instructions. */
 void emu_read(const void *p, size_t bytes, const void *pc);
 void emu_write(const void *p, size_t bytes, const void *pc);

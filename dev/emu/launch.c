@@ -46,7 +46,7 @@ static struct {
     int n, n_begun, n_exited, n_at_barrier, n_true, result;
     EmuPlace barrier;
     int queue[EMU_MAX_THREADS], head, queued;
-    uint32_t phases; /* never come back */
+    uint32_t phases; /* so many there were */
 } L;
 static Thread threads[EMU_MAX_THREADS];
 static Warp warps[EMU_MAX_THREADS / EMU_LANES];
@@ -374,6 +374,10 @@ void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
     for (int i = 0; i < L.n; i++)
         threads[i].idx = (uint3){(unsigned)i % block.x, (unsigned)i / block.x % block.y,
                                  (unsigned)i / block.x / block.y};
+    if (L.phases > UINT32_MAX / 2) {
+        emu_forget_accesses();
+        L.phases = 0;
+    }
     emu_device_open();
     emu_now = (Now){.running = true,
                     .launch = ++L.phases,
