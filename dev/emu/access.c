@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "dev/emu/emu.h"
+#include "dev/emu/parts.h"
 
 #ifndef __SANITIZE_ADDRESS__
 

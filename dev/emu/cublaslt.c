@@ -5,6 +5,8 @@
 #include <cublasLt.h>
 #include <dnnl.h>
 
+#include "dev/emu/parts.h"
+
 struct EmuMatmulDesc {
     cublasOperation_t trans_a, trans_b;
     cublasLtEpilogue_t epilogue;

@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "dev/emu/emu.h"
 #include "dev/emu/fiber.h"
+#include "dev/emu/parts.h"
 
 typedef enum State { UNSTARTED, RUNS, AT_BARRIER, AT_WARP, EXITED } State;
 

@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "dev/emu/emu.h"
+#include "dev/emu/parts.h"
 
 #define REGION_BYTES ((size_t)1 << EMU_REGION_SHIFT)
 enum { ALIGN = 256, PAGE = 2 << 20 };

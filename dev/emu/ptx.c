@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/emu/parts.h"
+
 #define PC __builtin_return_address(0)
 enum { FULL = -1, ROW = 16 /* bytes of a row of ldmatrix, and of a copy */ };
 
