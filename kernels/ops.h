@@ -20,6 +20,7 @@
 
 #include "kernels/attention.h"
 #include "llmc_like/ctx.h"
+#include "llmc_like/philox.h"
 
 /*      enum             kernels' name        */
 #define OPS_WITH_BACKWARD(X)              \
@@ -56,6 +57,7 @@
     X(MIX, mix)
 #define OPS_WITHOUT_BACKWARD(X)               \
     X(TIMESTEP_EMBEDDING, timestep_embedding) \
+    X(NORMAL, normal)                         \
     X(FLOW_NOISE, flow_noise)                 \
     X(COPY, copy)                             \
     X(PAD, pad)
@@ -185,6 +187,11 @@ Tensor *op_gate_add(Ctx *c, Tensor *x, Tensor *y, Tensor *mod, int part);
 
 /* up SiLU(gate): two (..., M) -> (..., M). */
 Tensor *op_geglu(Ctx *c, Tensor *up, Tensor *gate);
+
+/* Numbers first, first + 1, ... of the key's stream of standard normals (rng_normal, to rounding of
+ * log, sin and cos), drawn where they are needed: exact. No gradient. attr: seed, step, layer the
+ * purpose, first. */
+Tensor *op_normal(Ctx *c, int ndim, const int64_t *shape, RngKey key, uint64_t first);
 
 /* Rectified flow, one noise level a frame: v = x0 - z, x_t = x0 - t v. x0, z (B, F, h, w, 3) exact,
  * t float32 (B, F) -> x_t, and v exact. No gradient. */

@@ -346,9 +346,8 @@ Tensor *wm_forward(Ctx *c, const Wm *m, Tensor *x_t, Tensor *t, Tensor *actions,
 }
 
 void wm_draw(const WmConfig *g, uint64_t seed, uint32_t step, int64_t first, int64_t B,
-             double dropout, float *z, float *t, int32_t *actions) {
-    const int64_t F = g->n_frames, clip = F * g->height * g->width * 3;
-    rng_normal((RngKey){seed, step, RNG_NOISE}, (uint64_t)(first * clip), z, B * clip);
+             double dropout, float *t, int32_t *actions) {
+    const int64_t F = g->n_frames;
     rng_normal((RngKey){seed, step, RNG_NOISE_LEVEL}, (uint64_t)(first * F), t, B * F);
     for (int64_t i = 0; i < B * F; i++) {
         float u;
@@ -356,6 +355,13 @@ void wm_draw(const WmConfig *g, uint64_t seed, uint32_t step, int64_t first, int
         if (u < dropout) actions[i] = 0;
         t[i] = 1.0f / (1.0f + expf(-t[i]));
     }
+}
+
+Tensor *wm_noise(Ctx *c, const WmConfig *g, uint64_t seed, uint32_t step, int64_t first,
+                 int64_t B) {
+    const int64_t clip = (int64_t)g->n_frames * g->height * g->width * 3;
+    const int64_t pictures[] = {B, g->n_frames, g->height, g->width, 3};
+    return op_normal(c, 5, pictures, (RngKey){seed, step, RNG_NOISE}, (uint64_t)(first * clip));
 }
 
 Tensor *wm_loss(Ctx *c, const Wm *m, Tensor *x0, Tensor *z, Tensor *t, Tensor *actions) {
