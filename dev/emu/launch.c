@@ -142,7 +142,8 @@ static void barrier_opens(void) {
 }
 
 static bool same_place(EmuPlace a, EmuPlace b) {
-    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) && !strcmp(a.op, b.op);
+    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) &&
+           (a.op == b.op || !strcmp(a.op, b.op));
 }
 
 int emu_barrier(bool predicate, EmuPlace at) {
