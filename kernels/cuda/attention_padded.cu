@@ -6,7 +6,8 @@
  * copied out. A framework keeps the blocks of all documents at once; here it is as many as fit into
  * CHUNK_BYTES, so that one long document among thousands of short ones does not fill the device.
  *
- * A result takes the place of an input that is no longer needed (attention_scores.cuh says which). */
+ * A result takes the place of an input that is no longer needed (attention_scores.cuh says which).
+ */
 #include "kernels/cuda/attention_scores.cuh"
 
 enum {

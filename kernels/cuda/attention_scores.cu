@@ -8,9 +8,9 @@
  *
  * delta is rowsum(P dP), not rowsum(dO out), which is the same but for rounding: where out is bf16
  * its rounding would be the largest error of dQ and dK in documents of a few rows. */
+#include "kernels/cuda/attention_scores.cuh"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/attention_scores.cuh"
 
 /* ---- the scores' layout: (B, H, Tq, ld) of the part ---- */
 

@@ -113,7 +113,8 @@ static ParamRow row_of(const Param *p, int64_t first) {
     return r;
 }
 
-static ParamRow muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule *o, double lr) {
+static ParamRow muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule *o,
+                            double lr) {
     const double rows = (double)p->tensor.shape[0], cols = (double)p->tensor.shape[1];
     ParamRow r = row_of(p, first);
     r.keep = (float)(1 - lr * o->weight_decay);
@@ -223,8 +224,7 @@ static void gradient_norm(Ctx *c, const ParamTable *p, const Scratch *s, double 
                           double *norm) {
     enum { LARGE_BLOCK = 1024 };
     launch(c, square_gradients, dim3((unsigned)s->chunks), BLOCK, 0, s->row, p->n, s->sums);
-    launch(c, finish_norm, 1, LARGE_BLOCK, 0, s->sums, s->chunks, clip, share, norm,
-           s->scale);
+    launch(c, finish_norm, 1, LARGE_BLOCK, 0, s->sums, s->chunks, clip, share, norm, s->scale);
 }
 
 /* ---- Adam ---- */
