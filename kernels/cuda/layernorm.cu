@@ -10,34 +10,28 @@ static __global__ void layernorm_forward(T *y, float *mean, float *rstd, const T
     Pack<T, S::N> row[S::SLOTS];
     float sum = 0, squares = 0;
     x += p.row * C;
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<T, S::N> v = load_pack<S::N>(x + j);
         if (S::kept) row[k] = v;
         for (int i = 0; i < S::N; i++) sum += to_float(v.at[i]);
-    }
+    });
     const float m = warp_sum<S::LANES>(sum) / (float)C;
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<T, S::N> v = row_pack<S>(row, x, j, k);
         for (int i = 0; i < S::N; i++) squares += (to_float(v.at[i]) - m) * (to_float(v.at[i]) - m);
-    }
+    });
     const float s = 1.0f / sqrtf(warp_sum<S::LANES>(squares) / (float)C + eps);
     if (p.cols && p.lane == 0) {
         mean[p.row] = m;
         rstd[p.row] = s;
     }
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<T, S::N> v = row_pack<S>(row, x, j, k);
         const Pack<float, S::N> w = load_pack<S::N>(weight + j), b = load_pack<S::N>(bias + j);
         Pack<float, S::N> out;
         for (int i = 0; i < S::N; i++) out.at[i] = (to_float(v.at[i]) - m) * s * w.at[i] + b.at[i];
         put_pack(y + p.row * C + j, out, false);
-    }
+    });
 }
 
 void cuda_layernorm_forward(Ctx *c, const OpCall *o) {

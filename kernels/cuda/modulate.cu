@@ -16,9 +16,7 @@ static __global__ void modulate_forward(T *y, float *rstd, const T *x, const flo
     x += p.row * C;
     const float s = row_rstd<S>(row, p, x, C, eps, rstd);
     const T *shift = mod + (uint32_t)p.row / (uint32_t)tokens * (int64_t)mod_cols;
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<float, S::N> w = load_pack<S::N>(weight + j);
         const Pack<T, S::N> v = row_pack<S>(row, x, j, k), b = load_pack<S::N>(shift + j),
                             a = load_pack<S::N>(shift + C + j);
@@ -28,7 +26,7 @@ static __global__ void modulate_forward(T *y, float *rstd, const T *x, const flo
             out.at[i] = to_float(v.at[i]) * s * factor + to_float(b.at[i]);
         }
         put_pack(y + p.row * C + j, out, false);
-    }
+    });
 }
 
 void cuda_rmsnorm_modulate_forward(Ctx *c, const OpCall *o) {

@@ -47,10 +47,13 @@ static __device__ __forceinline__ RowPlace row_place(int64_t rows, int C) {
     return p;
 }
 
-/* The column where a lane's pack k begins. */
-template <typename S>
-static __device__ __forceinline__ int row_column(RowPlace p, int k) {
-    return (k * S::LANES + p.lane) * S::N;
+/* f(j, k) for this lane's packs: number k begins at column j. */
+template <typename S, typename F>
+static __device__ __forceinline__ void each_pack(RowPlace p, F f) {
+    for (int k = 0; k < p.rounds; k++) {
+        const int j = (k * S::LANES + p.lane) * S::N;
+        if (j < p.cols) f(j, k);
+    }
 }
 
 /* Pack k of the row, at column j of x: from registers, or read again. */
@@ -65,13 +68,11 @@ template <typename S, typename T>
 static __device__ __forceinline__ float row_rstd(Pack<T, S::N> (&row)[S::SLOTS], RowPlace p,
                                                  const T *x, int C, float eps, float *rstd) {
     float squares = 0;
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<T, S::N> v = load_pack<S::N>(x + j);
         if (S::kept) row[k] = v;
         for (int i = 0; i < S::N; i++) squares += to_float(v.at[i]) * to_float(v.at[i]);
-    }
+    });
     const float s = 1.0f / sqrtf(warp_sum<S::LANES>(squares) / (float)C + eps);
     if (p.cols && p.lane == 0) rstd[p.row] = s;
     return s;

@@ -10,14 +10,12 @@ static __global__ void rmsnorm_forward(T *y, float *rstd, const T *x, int64_t ro
     Pack<T, S::N> row[S::SLOTS];
     x += p.row * C;
     const float s = row_rstd<S>(row, p, x, C, eps, rstd);
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<T, S::N> v = row_pack<S>(row, x, j, k);
         Pack<float, S::N> out;
         for (int i = 0; i < S::N; i++) out.at[i] = to_float(v.at[i]) * s;
         put_pack(y + p.row * C + j, out, false);
-    }
+    });
 }
 
 /* With n = x rstd: dx = rstd (dy - n mean(dy n)). */
@@ -29,23 +27,19 @@ static __global__ void rmsnorm_backward(T *dx, const T *x, const T *dy, const fl
     float along = 0;
     x += p.row * C;
     dy += p.row * C;
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<T, S::N> v = load_pack<S::N>(x + j), d = load_pack<S::N>(dy + j);
         if (S::kept) row[k] = v, dys[k] = d;
         for (int i = 0; i < S::N; i++) along += to_float(v.at[i]) * to_float(d.at[i]);
-    }
+    });
     const float s = p.cols ? rstd[p.row] : 0, slope = s * s * warp_sum<S::LANES>(along) / (float)C;
-    for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column<S>(p, k);
-        if (j >= p.cols) continue;
+    each_pack<S>(p, [&](int j, int k) {
         const Pack<T, S::N> v = row_pack<S>(row, x, j, k), d = row_pack<S>(dys, dy, j, k);
         Pack<float, S::N> out;
         for (int i = 0; i < S::N; i++)
             out.at[i] = s * (to_float(d.at[i]) - to_float(v.at[i]) * slope);
         put_pack(dx + p.row * C + j, out, add);
-    }
+    });
 }
 
 void cuda_rmsnorm_forward(Ctx *c, const OpCall *o) {
