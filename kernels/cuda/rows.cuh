@@ -53,7 +53,7 @@ enum {
     MIN_ROWS = 32,    /* else a block takes these at least, */
     SUM_BLOCKS = 512, /* and there are these at most */
     WIDE_TILE = 64,   /* threads across a block's columns: 1 KB of a row, */
-    NARROW_TILE = 8   /* or a cache line, where more blocks would have nothing to do */
+    NARROW_TILE = 8   /* or a line of 128 bytes, where one block has all rows: for more blocks */
 };
 
 /* How rows are shared out: a block takes block_rows of them in a tile of `width` packs. */
