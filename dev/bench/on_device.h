@@ -14,20 +14,24 @@ static inline uint16_t bf16_of(float x) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* Memory for t, whose shape and dtype (float32, bf16, int32) are set, with the host's numbers x:
- * float32, which bf16 rounds, or int32. device_give frees it. */
-static inline void device_tensor(Ctx *c, Tensor *t, const void *x) {
+/* The host's numbers x to t (float32, bf16, int32): float32, which bf16 rounds, or int32. */
+static inline void device_write(Ctx *c, Tensor *t, const void *x) {
     const size_t bytes = tensor_bytes(t);
-    void *host = NULL;
-    t->data = c->dev->memory->take(bytes);
-    CHECK(t->data, "no memory for %zu MiB", bytes >> 20);
+    uint16_t *rounded = NULL;
     if (t->dtype == DT_BF16) {
-        uint16_t *rounded = host = malloc(bytes);
+        rounded = malloc(bytes);
         CHECK(rounded, "no memory for %zu MiB", bytes >> 20);
         for (int64_t i = 0; i < tensor_numel(t); i++) rounded[i] = bf16_of(((const float *)x)[i]);
     }
-    c->dev->memory->put(t->data, host ? host : x, bytes);
-    free(host);
+    c->dev->memory->put(t->data, rounded ? rounded : x, bytes);
+    free(rounded);
+}
+
+/* Memory of its own for t, whose shape and dtype are set, with those numbers. */
+static inline void device_tensor(Ctx *c, Tensor *t, const void *x) {
+    t->data = c->dev->memory->take(tensor_bytes(t));
+    CHECK(t->data, "no memory for %zu MiB", tensor_bytes(t) >> 20);
+    device_write(c, t, x);
 }
 
 static inline void device_give(Ctx *c, Tensor *t) {
