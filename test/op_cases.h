@@ -365,7 +365,7 @@ static const Case cases[] = {
     {OP_DROPOUT_ADD, call_dropout_add, {R(1), R(1)}, 3, 0},
     {OP_DROPOUT_ADD, call_dropout_add, {R(3, 5, 7), R(3, 5, 7)}, 0, 1},
     {OP_DROPOUT_ADD, call_dropout_add, {R(3, 3001), R(3, 3001)}, 1000, 77},
-    {OP_LINEAR, call_linear_gelu, {R(1, 1), R(1, 1), R(1)}, 0, 0},
+    {OP_LINEAR, call_linear_gelu, {R(5, 1), R(7, 1), R(7)}, 0, 0},
     {OP_LINEAR, call_linear_gelu, {R(3, 27, 17), R(35, 17), R(35)}, 0, 0},
     {OP_LINEAR, call_linear_gelu, {R(145, 33), R(67, 33), R(67)}, 0, 0},
     {OP_LINEAR, call_linear_gelu, {R(64, 16), R(48, 16), NONE}, 0, 0},
