@@ -232,7 +232,7 @@ def layer_round(o, layers, clock):
 
 def train_round(o, ways, clock):
     rows = []
-    whole = ("--max-pulses", "0") if o.device == "cuda" else ()  # as PyTorch has it; memory is ample
+    whole = ("--max-pulses", "0") if o.device == "cuda" else ()  # in one part, as PyTorch
     for name in filter(None, o.attn.split(",") if o.ours else ()):
         if not clock.allows(f"training, {name}"):
             continue
