@@ -30,7 +30,8 @@ GOLDEN   := ../shared/golden# fixtures of the originals; tested where they are t
 # compiler, NVCC= leaves CUDA out.
 NVCC      := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_ARCH := 80 90
-NVCCFLAGS  = -std=c++17 -O3 -lineinfo -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
+NVCCFLAGS  = -std=c++17 -O3 -lineinfo -Xfatbin=-compress-all \
+             -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
              $(foreach a,$(lastword $(CUDA_ARCH)),-gencode arch=compute_$(a),code=compute_$(a))
 CUDA_HOME  = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
