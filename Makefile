@@ -22,7 +22,7 @@ CFLAGS   := -O3 -g -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fas
 LDLIBS   := -ldnnl -lcjson -ldl -lm
 BUILD    := build/release
 BIN      := .
-PACKAGES := gcc make libc6-dev libdnnl-dev libcjson-dev libstb-dev libcmocka-dev clang-format python3 python3-venv
+PACKAGES := gcc g++ make libc6-dev libdnnl-dev libcjson-dev libstb-dev libcmocka-dev clang-format python3 python3-venv
 PYTHON   := python3
 GOLDEN   := ../shared/golden# fixtures of the originals; tested where they are there
 

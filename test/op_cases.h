@@ -225,6 +225,11 @@ static void call_mix(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_mix(c, in[0], in[1] ? in[1] : in[0], in[2], in[3], k->a);
 }
 
+static void call_normal(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)in; /* a: how many, b: from which on */
+    out[0] = op_normal(c, 1, (int64_t[]){k->a}, (RngKey){5, 7, RNG_TEST}, (uint64_t)k->b);
+}
+
 static void call_pad(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_pad(c, in[0], k->a); /* a: columns */
 }
@@ -375,6 +380,9 @@ static const Case cases[] = {
     {OP_LINEAR, call_linear_relu, {R(145, 33), R(67, 33), R(67)}, 0, 0},
     {OP_LINEAR, call_linear_relu, {R(64, 16), R(48, 16), NONE}, 0, 0},
     {OP_LINEAR, call_linear_relu, {X(145, 3), R(67, 3), R(67)}, 0, 0},
+    {OP_NORMAL, call_normal, {NONE}, 1, 0},
+    {OP_NORMAL, call_normal, {NONE}, 4099, 3},
+    {OP_NORMAL, call_normal, {NONE}, 20000, 8},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

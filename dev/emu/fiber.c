@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "dev/emu/emu.h"
+#include "dev/emu/parts.h"
 
 enum { STACK_BYTES = 256 << 10, GUARD_BYTES = 4 << 10 };
 

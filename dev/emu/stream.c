@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <time.h>
 
+#include "dev/emu/parts.h"
+
 struct CUstream_st {
     unsigned flags;
 };
