@@ -388,7 +388,7 @@ static void automatic(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1) only_device = argv[1];
+    device_choose(argc, argv);
     static char causal[] = "causal", frames[] = "frame-causal", documents[] = "document:55";
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_backend_is_right),
