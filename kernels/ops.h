@@ -264,8 +264,7 @@ Tensor *op_unit_vector(Ctx *c, Tensor *x);
 Tensor *op_angle_loss(Ctx *c, Tensor *x, Tensor *target);
 
 /* x / sqrt(mean(x^2) + 2^-23) per row, no weights: (..., C) -> same. torch.nn.functional.rms_norm,
- * whose eps is that of float32 unless it is told otherwise. attr: eps. saved: rstd (rows). Backward
- * reads the output, not x. */
+ * whose eps is that of float32 unless it is told otherwise. attr: eps. saved: rstd (rows). */
 Tensor *op_rmsnorm(Ctx *c, Tensor *x);
 
 /* max(x, 0)^2, any shape. So et al., "Primer", 2021. */

@@ -72,8 +72,10 @@ static int run_one(Row *row, int steps, CompareFn train, void *self, Err *e) {
     if (pid == 0) {
         row->done = train(self, row->name, steps, &row->r, fileno(row->gradients), &row->why) == 0;
         fflush(stdout);
+        row->peak_bytes = row->r.device_bytes;
         struct rusage usage; /* its own: wait4 would count a compiler that flex started, too */
-        if (getrusage(RUSAGE_SELF, &usage) == 0) row->peak_bytes = 1024.0 * (double)usage.ru_maxrss;
+        if (row->peak_bytes == 0 && getrusage(RUSAGE_SELF, &usage) == 0)
+            row->peak_bytes = 1024.0 * (double)usage.ru_maxrss;
         _exit(0);
     }
     int status;

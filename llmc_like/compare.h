@@ -15,6 +15,8 @@ typedef struct CompareResult {
     double loss[COMPARE_MAX_STEPS], step_s[COMPARE_MAX_STEPS];
     double attn_forward_s[COMPARE_MAX_STEPS], attn_backward_s[COMPARE_MAX_STEPS];
     double units_per_step;
+    double device_bytes; /* taken of a memory that is not the host's; 0: the process's own peak
+                            counts */
 } CompareResult;
 
 /* Trains `steps` steps with that backend and fills the result. After the first backward it hands

@@ -32,8 +32,8 @@ typedef struct OpProfile {
     double forward_bytes, backward_bytes; /* compulsory memory traffic */
 } OpProfile;
 
-/* What is timed: each op, and the phases of a step. */
-typedef enum { CLOCK_OP, CLOCK_PHASE, CLOCKS } Clock;
+/* What is timed: each op, the phases of a step, and steps. */
+typedef enum { CLOCK_OP, CLOCK_PHASE, CLOCK_STEP, CLOCKS } Clock;
 
 /* What a device has whose kernels run behind the host's back, in the order in which they were
  * started. A device without one has computed when a call returns. The functions of the context of

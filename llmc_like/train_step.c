@@ -112,7 +112,7 @@ int trainer_start(Trainer *t, int64_t step, StepRun *r, Err *e) {
     r->step = step;
     r->f = (StepFigures){0};
     r->n = 0;
-    r->start_s = now_s();
+    if (t->in_flight++ == 0) ctx_lap(&t->c, CLOCK_STEP, NULL); /* else the step before began it */
     params_zero_grad(t->params);
     for (int i = 0; i < s->accumulate; i++) {
         double waited;
@@ -130,6 +130,7 @@ int trainer_start(Trainer *t, int64_t step, StepRun *r, Err *e) {
         r->f.lr = factor * t->lr;
         r->f.flops = trainer_flops(&t->c) - flops0 + optim_flops(&t->optim, t->params);
     }
+    ctx_lap(&t->c, CLOCK_STEP, &r->f.step_s);
     r->mark = ctx_mark(&t->c);
     return 0;
 }
@@ -139,6 +140,7 @@ int trainer_finish(Trainer *t, StepRun *r, Err *e) {
     StepFigures *f = &r->f;
     const double forward0 = t->attn_forward_s, backward0 = t->attn_backward_s;
     ctx_wait(&t->c, r->mark);
+    t->in_flight--;
     t->attn_forward_s = attention->forward_s;
     t->attn_backward_s = attention->backward_s;
     if (f->kept == 0) return 0;
@@ -147,9 +149,6 @@ int trainer_finish(Trainer *t, StepRun *r, Err *e) {
     if (!isfinite(f->loss)) return trainer_diverged(t, r->step + 1, "loss", f->loss, e);
     if (!isfinite(f->grad_norm))
         return trainer_diverged(t, r->step + 1, "gradient norm", f->grad_norm, e);
-    const double now = now_s(); /* steps overlap by what the host is ahead */
-    f->step_s = now - fmax(r->start_s, t->finished_s);
-    t->finished_s = now;
     f->attn_forward_s = t->attn_forward_s - forward0;
     f->attn_backward_s = t->attn_backward_s - backward0;
     return 0;

@@ -335,6 +335,17 @@ static int run_use(Trainer *t, Err *e) {
     return status;
 }
 
+/* What the run has of a device's memory. */
+static double device_bytes(const Trainer *t) {
+    const ParamTable *p = t->params;
+    const Arena *const all[] = {&t->c.activations, &t->c.gradients, &t->c.workspace, &p->values,
+                                &p->rounded,       &p->grads,       &p->state};
+    double bytes = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        bytes += all[i]->memory->is_host ? 0 : (double)all[i]->peak;
+    return bytes;
+}
+
 /* One backend's share of --attn all; in a process of its own. */
 static int compare_one(void *self, const char *backend, int steps, CompareResult *r, int gradients,
                        Err *e) {
@@ -355,6 +366,7 @@ static int compare_one(void *self, const char *backend, int steps, CompareResult
         r->attn_backward_s[r->steps] = f.attn_backward_s;
         if (r->steps == 0 && compare_gradients(gradients, t->params, e)) return -1;
     }
+    r->device_bytes = device_bytes(t);
     loader_stop(&t->loader);
     return 0;
 }

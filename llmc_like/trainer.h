@@ -104,7 +104,6 @@ enum { TRAIN_PATH = 4096, TRAIN_META = 4 };
 typedef struct StepRun {
     int64_t step;
     StepFigures f;
-    double start_s;
     const double **loss, *norm; /* where losses of parts and the norm will be (ctx_fetch) */
     double *share;              /* of each part */
     int n, cap;
@@ -128,7 +127,8 @@ typedef struct Trainer {
     RunLog log;
     StepPlan plan;
     StepRun run[2];
-    double finished_s, attn_forward_s, attn_backward_s; /* when the last step had ended */
+    int in_flight;                          /* steps started and not finished */
+    double attn_forward_s, attn_backward_s; /* until the last step that was finished */
     CheckpointKeeper keeper;
     int64_t first_step;
     int64_t n_left_out; /* parts without room, see skip_large */

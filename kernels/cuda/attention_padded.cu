@@ -9,9 +9,14 @@
  * A result takes the place of an input that is no longer needed (softmax.cuh says which). */
 #include "kernels/cuda/softmax.cuh"
 
-enum { CHUNK_BYTES = 256 << 20, ALIGN = 256 };
+enum {
+    CHUNK_BYTES = 256 << 20,
+    MOST_PRODUCTS = 65535, /* of one call of the library: as far as a grid's z goes */
+    ROWS = 8,              /* blocks have a multiple: fewer shapes to plan, and 16 bytes of bf16 */
+    ALIGN = 256
+};
 
-static size_t round_up(size_t n) { return (n + ALIGN - 1) / ALIGN * ALIGN; }
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* Documents first .. first + part.B - 1 of the call in blocks: (B, H, Tq or Tk, D) each tensor. */
 typedef struct Chunk {
@@ -24,19 +29,20 @@ typedef struct Chunk {
 
 /* n documents from the first on. */
 static Chunk chunk_of(const AttnArgs *a, bool backward, int n) {
-    const int longest = document_longest(a);
+    const int longest = document_longest(a), most = longest < a->Tq ? longest : a->Tq;
     Chunk k = {*a, *a, {}, 0, NULL, 0};
     AttnArgs *p = &k.part;
     p->B = n;
-    p->Tq = longest < a->Tq ? longest : a->Tq;
-    p->Tk = longest;
+    p->Tq = (int)round_up(most, ROWS);
+    p->Tk = (int)round_up(longest, ROWS);
     const int64_t rows = (int64_t)p->Tq * a->D, cols = (int64_t)p->Tk * a->D;
     p->qs = p->os = {a->H * rows, a->D, rows};
     p->ks = p->vs = {a->H * cols, a->D, cols};
-    const size_t queries = round_up((size_t)(n * p->qs.b) * dtype_size(a->dtype)),
-                 keys = round_up((size_t)(n * p->ks.b) * dtype_size(a->dtype));
-    const uintptr_t q = (uintptr_t)a->workspace, k0 = q + queries, v = k0 + keys, dout = v + keys,
-                    scores = dout + (backward ? queries : 0);
+    const int64_t size = (int64_t)dtype_size(a->dtype),
+                  queries = round_up(n * p->qs.b * size, ALIGN),
+                  keys = round_up(n * p->ks.b * size, ALIGN);
+    const uintptr_t q = (uintptr_t)a->workspace, k0 = q + (size_t)queries, v = k0 + (size_t)keys,
+                    dout = v + (size_t)keys, scores = dout + (backward ? (size_t)queries : 0);
     p->q = p->out = (void *)q;
     p->k = (void *)k0;
     p->v = (void *)v;
@@ -51,9 +57,11 @@ static Chunk chunk_of(const AttnArgs *a, bool backward, int n) {
 
 /* As many documents as are computed at a time: no fewer than one, no more than the call has. */
 static Chunk largest_chunk(const AttnArgs *a, bool backward) {
-    const size_t fit = CHUNK_BYTES / chunk_of(a, backward, 1).bytes;
-    const int all = a->B * a->mask->n_docs;
-    return chunk_of(a, backward, fit < 1 ? 1 : fit < (size_t)all ? (int)fit : all);
+    const size_t fit = CHUNK_BYTES / chunk_of(a, backward, 1).bytes,
+                 all = (size_t)a->B * (size_t)a->mask->n_docs, most = MOST_PRODUCTS / (size_t)a->H;
+    size_t n = all < most ? all : most;
+    if (fit < n) n = fit ? fit : 1;
+    return chunk_of(a, backward, (int)n);
 }
 
 static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {

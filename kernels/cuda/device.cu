@@ -1,7 +1,11 @@
 /* The CUDA device's half of a context: memory, the stream, what goes there and comes back. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/device.cuh"
@@ -72,7 +76,7 @@ extern const Memory cuda_memory = {.name = "GPU",
 
 enum { OLDEST_ARCH = 80 }; /* of mma on bf16 and of cp.async */
 
-int cuda_check(Err *e) {
+static int probe(Err *e) {
     int n = 0, driver = 0, major = 0, minor = 0;
     const cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice || n == 0) {
@@ -100,6 +104,34 @@ int cuda_check(Err *e) {
     return 0;
 }
 
+/* The answer cannot change while the program runs, and takes the driver tenths of a second. */
+typedef struct Probed {
+    bool done, runs;
+    Err why;
+} Probed;
+
+/* In a process of its own: a process that has asked the driver can fork no other that uses the GPU,
+ * and --attn all forks one for each backend (llmc_like/compare.h). */
+int cuda_check(Err *e) {
+    static Probed *probed;
+    if (!probed) {
+        probed = (Probed *)mmap(NULL, sizeof *probed, PROT_READ | PROT_WRITE,
+                                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        CHECK(probed != MAP_FAILED, "no memory to ask for a GPU");
+        fflush(stdout);
+        const pid_t child = fork();
+        if (child == 0) {
+            probed->runs = probe(&probed->why) == 0;
+            probed->done = true;
+            _exit(0);
+        }
+        while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR) continue;
+    }
+    if (!probed->done)
+        return err_set(e, "--device cuda: asking the driver failed; use --device cpu");
+    return probed->runs ? 0 : err_set(e, "%s", probed->why.text);
+}
+
 /* ---- the context ---- */
 
 enum { MARKS = sizeof(Cuda::mark) / sizeof(cudaEvent_t), STAGING_BYTES = 32 << 20 };
@@ -122,7 +154,7 @@ typedef struct Lap {
 } Lap;
 
 typedef struct CudaTimes { /* of one clock */
-    Lap *lap; /* a ring: first .. first + n - 1 */
+    Lap *lap;              /* a ring: first .. first + n - 1 */
     int first, n, cap;
 } CudaTimes;
 
@@ -247,8 +279,7 @@ static void wait(Ctx *c, uint64_t which) {
     CHECK(which < d->n_marks && which + MARKS >= d->n_marks, "mark %llu of %llu",
           (unsigned long long)which, (unsigned long long)d->n_marks);
     CUDA(c, cudaEventSynchronize(d->mark[which % MARKS]));
-    for (int clock = 0; d->times && clock < CLOCKS; clock++)
-        read_laps(c, &d->times[clock], which);
+    for (int clock = 0; d->times && clock < CLOCKS; clock++) read_laps(c, &d->times[clock], which);
 }
 
 static void laps_grow(Ctx *c, CudaTimes *t) {

@@ -60,7 +60,7 @@ static __device__ __forceinline__ void channel_sums(const Images &s, float *firs
  * the first one of their group, so that the square of a large mean does not swallow the variance.
  */
 template <typename T, int N>
-static __global__ void __launch_bounds__(IMAGE_BLOCK)
+static __global__ void __launch_bounds__(IMAGE_BLOCK, 2)
     groupnorm_forward(T *y, float *mean, float *rstd, float *sums, const T *x, const float *weight,
                       const float *bias, Images s, float eps) {
     const int64_t image = blockIdx.x, size = (int64_t)s.pixels * s.C;
@@ -120,7 +120,7 @@ struct GroupBackward {
 };
 
 template <typename T, int N>
-static __global__ void __launch_bounds__(IMAGE_BLOCK) groupnorm_backward(GroupBackward<T> p) {
+static __global__ void __launch_bounds__(IMAGE_BLOCK, 2) groupnorm_backward(GroupBackward<T> p) {
     const Images s = p.s;
     const int64_t image = blockIdx.x, start = image * s.pixels * s.C;
     const T *x = p.x + start, *dy = p.dy + start;
@@ -151,22 +151,20 @@ static __global__ void __launch_bounds__(IMAGE_BLOCK) groupnorm_backward(GroupBa
     for (int j0 = 0; j0 < s.C; j0 += step) {
         const ImagePlace q = image_place<N>(s, j0);
         if (q.j >= s.C) continue;
-        float m[N], r[N], w[N], a[N], b[N];
+        float m[N], w[N], a[N], b[N]; /* dx = dy w - a - (x - m) b */
         for (int i = 0; i < N; i++) {
             const int g = (q.j + i) / s.per;
             m[i] = mean[g];
-            r[i] = rstd[g];
-            w[i] = p.weight[q.j + i];
-            a[i] = centre[g];
-            b[i] = slope[g] * rstd[g];
+            w[i] = rstd[g] * p.weight[q.j + i];
+            a[i] = rstd[g] * centre[g];
+            b[i] = rstd[g] * rstd[g] * slope[g];
         }
         for (int pixel = q.row; pixel < s.pixels; pixel += q.rows) {
             const int64_t at = (int64_t)pixel * s.C + q.j;
             const Part<T, N> part = load_part<N>(x + at), d = load_part<N>(dy + at);
             float out[N];
             for (int i = 0; i < N; i++)
-                out[i] = r[i] * (to_float(d.at[i]) * w[i] - a[i] -
-                                 (to_float(part.at[i]) - m[i]) * b[i]);
+                out[i] = to_float(d.at[i]) * w[i] - a[i] - (to_float(part.at[i]) - m[i]) * b[i];
             put_part<N>(p.dx + start + at, out, p.add);
         }
     }

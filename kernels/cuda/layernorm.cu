@@ -6,24 +6,23 @@ template <typename T, typename S>
 static __global__ void layernorm_forward(T *y, float *mean, float *rstd, const T *x,
                                          const float *weight, const float *bias, int64_t rows,
                                          int C, float eps) {
-    const RowPlace<S> p = row_place<S>(rows, C);
-    Part<T, S::N> row[S::KEPT];
+    const RowPlace p = row_place<S>(rows, C);
+    Part<T, S::N> row[S::SLOTS];
     float sum = 0, squares = 0;
     for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column(p, k);
+        const int j = row_column<S>(p, k);
         if (j >= p.cols) continue;
-        Part<T, S::N> &v = row[S::PACKS ? k : 0];
+        Part<T, S::N> &v = row[S::kept ? k : 0];
         v = load_part<S::N>(x + p.row * C + j);
         for (int i = 0; i < S::N; i++) sum += to_float(v.at[i]);
     }
     const float m = lanes_sum<S::LANES>(sum) / (float)C;
     for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column(p, k);
+        const int j = row_column<S>(p, k);
         if (j >= p.cols) continue;
-        Part<T, S::N> &v = row[S::PACKS ? k : 0];
-        if (!S::PACKS) v = load_part<S::N>(x + p.row * C + j);
-        for (int i = 0; i < S::N; i++)
-            squares += (to_float(v.at[i]) - m) * (to_float(v.at[i]) - m);
+        Part<T, S::N> &v = row[S::kept ? k : 0];
+        if (!S::kept) v = load_part<S::N>(x + p.row * C + j);
+        for (int i = 0; i < S::N; i++) squares += (to_float(v.at[i]) - m) * (to_float(v.at[i]) - m);
     }
     const float s = 1.0f / sqrtf(lanes_sum<S::LANES>(squares) / (float)C + eps);
     if (p.cols && p.lane == 0) {
@@ -31,10 +30,10 @@ static __global__ void layernorm_forward(T *y, float *mean, float *rstd, const T
         rstd[p.row] = s;
     }
     for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column(p, k);
+        const int j = row_column<S>(p, k);
         if (j >= p.cols) continue;
-        Part<T, S::N> &v = row[S::PACKS ? k : 0];
-        if (!S::PACKS) v = load_part<S::N>(x + p.row * C + j);
+        Part<T, S::N> &v = row[S::kept ? k : 0];
+        if (!S::kept) v = load_part<S::N>(x + p.row * C + j);
         const Part<float, S::N> w = load_part<S::N>(weight + j), b = load_part<S::N>(bias + j);
         float out[S::N];
         for (int i = 0; i < S::N; i++) out[i] = (to_float(v.at[i]) - m) * s * w.at[i] + b.at[i];

@@ -9,15 +9,15 @@
 /* mod: the frames' shift, with scale C columns behind it, rows mod_cols apart. */
 template <typename T, typename S>
 static __global__ void modulate_forward(T *y, float *rstd, const T *x, const float *weight,
-                                        const T *mod, int64_t rows, int C, int tokens,
-                                        int mod_cols, float eps) {
-    const RowPlace<S> p = row_place<S>(rows, C);
-    Part<T, S::N> row[S::KEPT];
+                                        const T *mod, int64_t rows, int C, int tokens, int mod_cols,
+                                        float eps) {
+    const RowPlace p = row_place<S>(rows, C);
+    Part<T, S::N> row[S::SLOTS];
     float squares = 0;
     for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column(p, k);
+        const int j = row_column<S>(p, k);
         if (j >= p.cols) continue;
-        Part<T, S::N> &v = row[S::PACKS ? k : 0];
+        Part<T, S::N> &v = row[S::kept ? k : 0];
         v = load_part<S::N>(x + p.row * C + j);
         for (int i = 0; i < S::N; i++) squares += to_float(v.at[i]) * to_float(v.at[i]);
     }
@@ -25,10 +25,10 @@ static __global__ void modulate_forward(T *y, float *rstd, const T *x, const flo
     if (p.cols && p.lane == 0) rstd[p.row] = s;
     const T *shift = mod + (uint32_t)p.row / (uint32_t)tokens * (int64_t)mod_cols;
     for (int k = 0; k < p.rounds; k++) {
-        const int j = row_column(p, k);
+        const int j = row_column<S>(p, k);
         if (j >= p.cols) continue;
-        Part<T, S::N> &v = row[S::PACKS ? k : 0];
-        if (!S::PACKS) v = load_part<S::N>(x + p.row * C + j);
+        Part<T, S::N> &v = row[S::kept ? k : 0];
+        if (!S::kept) v = load_part<S::N>(x + p.row * C + j);
         const Part<float, S::N> w = load_part<S::N>(weight + j);
         const Part<T, S::N> b = load_part<S::N>(shift + j), a = load_part<S::N>(shift + C + j);
         float out[S::N];
@@ -51,8 +51,8 @@ void cuda_rmsnorm_modulate_forward(Ctx *c, const OpCall *o) {
         with_row<T>(is_packed<T>(C, x, mod, weight, y), C, [&](auto shape) {
             typedef decltype(shape) S;
             launch(c, modulate_forward<T, S>, grid_for(rows * S::LANES), BLOCK, 0, y,
-                   (float *)o->saved[0]->data, x, weight, mod, rows, C, tokens,
-                   (int)tmod->shape[2], o->attr.eps);
+                   (float *)o->saved[0]->data, x, weight, mod, rows, C, tokens, (int)tmod->shape[2],
+                   o->attr.eps);
         });
     });
 }
@@ -184,7 +184,8 @@ void cuda_gate_add_backward(Ctx *c, const OpCall *o) {
         p.add_mod = tmod->grad_set;
         with_part<T>(is_packed<T>(p.C, p.y, p.mod, p.d, p.dx, p.dy), [&](auto part) {
             enum { N = decltype(part)::N };
-            const dim3 grid((unsigned)tensor_rows(tmod), (unsigned)((p.C + WARP * N - 1) / (WARP * N)));
+            const dim3 grid((unsigned)tensor_rows(tmod),
+                            (unsigned)((p.C + WARP * N - 1) / (WARP * N)));
             launch(c, gate_add_backward<T, N>, grid, BLOCK, 0, p);
         });
     });

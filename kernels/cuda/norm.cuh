@@ -6,11 +6,14 @@
 
 #include "kernels/cuda/rows.cuh"
 
+/* ---- forward ---- */
+
 /* LANES lanes share a row in parts of N elements; a lane has PACKS of them, LANES N columns apart,
  * or (PACKS 0) as many as there are, and reads them again in each pass. */
 template <int n, int lanes, int packs>
 struct RowShape {
-    enum { N = n, LANES = lanes, PACKS = packs, KEPT = packs ? packs : 1 };
+    static constexpr bool kept = packs > 0; /* in registers */
+    enum { N = n, LANES = lanes, PACKS = packs, SLOTS = kept ? packs : 1 };
 };
 
 /* f(RowShape<...>()) for rows of `cols` elements. Rows as short as a head take 8 lanes. */
@@ -29,25 +32,24 @@ static inline void with_row(bool packed, int cols, F f) {
 
 /* This thread's row, its lane in it, and how many parts a lane goes through. A thread behind the
  * last row has zero columns, and takes part in the sums. */
-template <typename S>
 struct RowPlace {
     int64_t row;
     int lane, cols, rounds;
 };
 
 template <typename S>
-static __device__ __forceinline__ RowPlace<S> row_place(int64_t rows, int C) {
-    RowPlace<S> p;
+static __device__ __forceinline__ RowPlace row_place(int64_t rows, int C) {
+    RowPlace p;
     p.row = global_thread() / S::LANES;
     p.lane = (int)threadIdx.x % S::LANES;
     p.cols = p.row < rows ? C : 0;
-    p.rounds = S::PACKS ? (int)S::PACKS : (p.cols + S::LANES * S::N - 1) / (S::LANES * S::N);
+    p.rounds = S::kept ? (int)S::PACKS : (p.cols + S::LANES * S::N - 1) / (S::LANES * S::N);
     return p;
 }
 
-/* Column of part k */
+/* The column where a lane's part k begins. */
 template <typename S>
-static __device__ __forceinline__ int row_column(RowPlace<S> p, int k) {
+static __device__ __forceinline__ int row_column(RowPlace p, int k) {
     return (k * S::LANES + p.lane) * S::N;
 }
 
@@ -152,7 +154,8 @@ struct NormKernel {
     }
 };
 
-/* Where nothing was set before: zero in column j of all parts but first .. end - 1. */
+/* Where a modulation's gradient was not set before: zero in column j of the parts that the op does
+ * not use, which are all but first .. end - 1. */
 template <typename T>
 static __device__ __forceinline__ void clear_modulation(T *dmod, int cols, int C, int first,
                                                         int end, int j) {
@@ -167,12 +170,14 @@ static __global__ void __launch_bounds__(NORM_BLOCK) norm_backward(NormBackward<
     const int first = (int)blockIdx.y * K::COLS, lane = (int)threadIdx.x % WARP;
     float sum_dn[PACKS * N] = {}, sum_d[PACKS * N] = {};
     K::rows(p, first + lane * N, sum_dn, sum_d);
-    T *dmod = MODULATED && p.dmod ? p.dmod + (int64_t)blockIdx.x * p.mod_cols : NULL;
-    const T *scale = p.mod + (int64_t)blockIdx.x * p.mod_cols + (p.part + 1) * p.C;
+    const int64_t frame = (int64_t)blockIdx.x * p.mod_cols;
+    T *dmod = MODULATED && p.dmod ? p.dmod + frame : NULL;
     float *partial = p.partial + (int64_t)blockIdx.x * (MODULATED ? 1 : 2) * p.C;
     sum_columns<WARP, PACKS, N>(total, sum_dn);
     for (int i = (int)threadIdx.x, j; i < K::COLS && (j = first + i) < p.C; i += NORM_BLOCK) {
-        partial[j] = MODULATED ? total[i] * (1.0f + to_float(scale[j])) : total[i];
+        float a = 1;
+        if (MODULATED) a += to_float(p.mod[frame + (p.part + 1) * p.C + j]);
+        partial[j] = total[i] * a;
         if (dmod) put(dmod + (p.part + 1) * p.C + j, p.weight[j] * total[i], p.add_mod);
     }
     if (MODULATED && !dmod) return;

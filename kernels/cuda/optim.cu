@@ -234,19 +234,21 @@ static __device__ double sum_of(const double *x, int64_t n) {
 }
 
 /* One block. */
-static __global__ void finish_norm(const double *sums, int64_t chunks, double clip, double *norm,
-                                   float *scale) {
-    const double x = sqrt(sum_of(sums, chunks));
+static __global__ void finish_norm(const double *sums, int64_t chunks, double clip, double share,
+                                   double *norm, float *scale) {
+    const double x = sqrt(sum_of(sums, chunks)) / share;
     if (threadIdx.x > 0) return;
+    const double clipped = clip > 0 ? fmin(1.0, clip / (x + 1e-6)) : 1;
     *norm = x;
-    *scale = !isfinite(x) ? NAN : clip > 0 ? (float)fmin(1.0, clip / (x + 1e-6)) : 1;
+    *scale = isfinite(x) ? (float)(clipped / share) : NAN;
 }
 
-static void gradient_norm(Ctx *c, const ParamTable *p, const Scratch *s, double clip,
+static void gradient_norm(Ctx *c, const ParamTable *p, const Scratch *s, double clip, double share,
                           double *norm) {
     enum { LARGE_BLOCK = 1024 };
     launch(c, square_gradients, dim3((unsigned)s->chunks), dim3(BLOCK), 0, s->row, p->n, s->sums);
-    launch(c, finish_norm, dim3(1), dim3(LARGE_BLOCK), 0, s->sums, s->chunks, clip, norm, s->scale);
+    launch(c, finish_norm, dim3(1), dim3(LARGE_BLOCK), 0, s->sums, s->chunks, clip, share, norm,
+           s->scale);
 }
 
 /* ---- Adam ---- */
@@ -441,7 +443,7 @@ void cuda_update(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip,
     const OptimRule *adam_rule = &o->rule[GROUP_ADAM], *adamw_rule = &o->rule[GROUP_ADAMW];
     const Scratch s = lay_out(c, p, (char *)ctx_workspace(c, cuda_update_workspace(c, p)));
     upload_table(c, o, p, lr_factor, &s);
-    gradient_norm(c, p, &s, clip, norm);
+    gradient_norm(c, p, &s, clip, o->share, norm);
     launch(c, adam, dim3((unsigned)s.adam_chunks), dim3(BLOCK), 0, s.row, p->n,
            adam_step(adam_rule, lr_factor * adam_rule->lr, o->t),
            adam_step(adamw_rule, lr_factor * adamw_rule->lr, o->t), s.scale);

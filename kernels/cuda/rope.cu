@@ -23,8 +23,7 @@ template <typename S, typename T>
 static __device__ __forceinline__ void load_head(float *to, const T *x, int D) {
     for (int k = 0; k < S::PACKS; k++) {
         const int j = head_column<S>(k);
-        const Part<T, S::N> part =
-            j < D ? load_part<S::N>(x + j) : zero_part<S::N, T>();
+        const Part<T, S::N> part = j < D ? load_part<S::N>(x + j) : zero_part<S::N, T>();
         for (int i = 0; i < S::N; i++) to[k * S::N + i] = to_float(part.at[i]);
     }
 }
@@ -136,8 +135,8 @@ template <typename T>
 struct RopeBackward {
     const T *qkv, *dq, *dk, *dv;
     const float *ln_q, *ln_k, *sine, *cosine;
-    T *dqkv;               /* NULL: not wanted */
-    float *partial;        /* (T, 2 D): each position's sums for ln_q and ln_k */
+    T *dqkv;                /* NULL: not wanted */
+    float *partial;         /* (T, 2 D): each position's sums for ln_q and ln_k */
     float *dsine, *dcosine; /* (positions, D) or NULL */
     int B, T_k, H, D, first;
     float eps;
@@ -269,8 +268,8 @@ void cuda_qkv_rope_backward(Ctx *c, const OpCall *o) {
     with_dtype(c->dtype, [&](auto t) {
         typedef decltype(t) T;
         const RopeBackward<T> p = rope_backward_of<T>(o, partial);
-        const bool packed = is_packed<T>(D, p.qkv, p.dq, p.dk, p.dv, p.ln_q, p.ln_k, p.sine,
-                                         p.cosine, p.dqkv);
+        const bool packed =
+            is_packed<T>(D, p.qkv, p.dq, p.dk, p.dv, p.ln_q, p.ln_k, p.sine, p.cosine, p.dqkv);
         with_head<T>(packed, D, [&](auto shape) {
             typedef decltype(shape) S;
             int64_t threads = ((int64_t)p.B * p.H * S::LANES + WARP - 1) / WARP * WARP;

@@ -91,7 +91,8 @@ static __device__ __forceinline__ void put(T *p, float v, bool add) {
 template <int N, typename T>
 static __device__ __forceinline__ void put_part(T *p, const float *v, bool add) {
     Part<T, N> part = add ? load_part<N>(p) : zero_part<N, T>();
-    for (int i = 0; i < N; i++) part.at[i] = from_float<T>(add ? to_float(part.at[i]) + v[i] : v[i]);
+    for (int i = 0; i < N; i++)
+        part.at[i] = from_float<T>(add ? to_float(part.at[i]) + v[i] : v[i]);
     if constexpr (N % Pack<T>::N == 0) {
         for (int i = 0; i < N; i += Pack<T>::N) {
             Pack<T> pack;

@@ -1,9 +1,13 @@
 /* The steps of attention whose scores are in memory: contract in softmax.cuh.
  *
- * The softmax takes a warp a row. Forward reads the scores that the row sees twice (the second time
- * from the cache) and writes all: 4 + sizeof(T) bytes of memory a score. Backward reads S and dP
- * and writes P and dS: 8 + 2 sizeof(T). Against the products' 4 D and 8 D flops a score that is
- * what the time goes into. */
+ * The softmax takes a warp a row where rows are short, else a block, and goes over each row twice:
+ * for the largest score and the sum (backward: for delta), and to write. Few enough rows are in
+ * work at a time that the second reading is from the multiprocessor's cache. Memory sees 4 +
+ * sizeof(T) bytes a score in forward and 8 + 2 sizeof(T) in backward; the products write 4 and 8
+ * and read 2 and 6 (bf16) beside their 4 D and 10 D flops, so that is what the time goes into.
+ *
+ * delta is rowsum(P dP), not rowsum(dO out), which is the same but for rounding: where out is bf16
+ * its rounding would be the largest error of dQ and dK in documents of a few rows. */
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/softmax.cuh"
@@ -78,6 +82,8 @@ static void out_of_scores(Ctx *c, const AttnArgs *part, float factor, const floa
 
 /* ---- softmax ---- */
 
+enum { SHORT = 128, ROW_THREADS = 128 }; /* a row of up to SHORT columns is a warp's */
+
 /* A part's scores, as its kernels see them. */
 typedef struct Scores {
     AttnArgs a, part;
@@ -133,11 +139,36 @@ static __device__ __forceinline__ void store_row(float *row, int j, const float 
     *(Pack<T> *)((T *)row + j) = p;
 }
 
-/* The warp's largest score and the sum of e^(s - largest), in every lane. Nothing seen: 0 and 0. */
-template <int N>
+/* Over the threads of a row, in each of them. */
+template <int THREADS>
+static __device__ float row_sum(float x) {
+    return THREADS == WARP ? warp_sum(x) : block_sum(x);
+}
+
+template <int THREADS>
+static __device__ float row_max(float x) {
+    __shared__ float part[THREADS / WARP];
+    x = warp_max(x);
+    if (THREADS == WARP) return x;
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    for (int i = 0; i < THREADS / WARP; i++) x = fmaxf(x, part[i]);
+    return x;
+}
+
+template <int THREADS>
+static __device__ void row_barrier() {
+    if (THREADS == WARP)
+        __syncwarp();
+    else
+        __syncthreads();
+}
+
+/* The row's largest score and the sum of e^(s - largest). Nothing seen: 0 and 0. */
+template <int THREADS, int N>
 static __device__ float2 row_statistics(const float *s, Row r, int lane) {
     float most = -INFINITY, sum = 0, x[N];
-    for (int j = r.from / N * N + lane * N; j < r.to; j += WARP * N) {
+    for (int j = r.from / N * N + lane * N; j < r.to; j += THREADS * N) {
         load_seen<N>(x, s, j, r, -INFINITY);
         float top = most;
         for (int i = 0; i < N; i++) top = fmaxf(top, x[i]);
@@ -146,58 +177,65 @@ static __device__ float2 row_statistics(const float *s, Row r, int lane) {
         const float base = most > -INFINITY ? most : 0;
         for (int i = 0; i < N; i++) sum += exp2_fast((x[i] - base) * LOG2E);
     }
-    const float top = warp_max(most), base = top > -INFINITY ? top : 0;
-    return make_float2(base, warp_sum(sum * exp2_fast((most - base) * LOG2E)));
+    const float top = row_max<THREADS>(most), base = top > -INFINITY ? top : 0;
+    return make_float2(base, row_sum<THREADS>(sum * exp2_fast((most - base) * LOG2E)));
+}
+
+/* rowsum(P dP), over rowsum(P): 1 but for the rounding of lse, which large scores feel. */
+template <int THREADS, int N>
+static __device__ float row_delta(const float *s, const float *dp, Row r, int lane, float base) {
+    float sum = 0, total = 0, x[N], y[N];
+    for (int j = r.from / N * N + lane * N; j < r.to; j += THREADS * N) {
+        load_seen<N>(x, s, j, r, -INFINITY);
+        load_seen<N>(y, dp, j, r, 0);
+        for (int i = 0; i < N; i++) {
+            const float p = exp2_fast((x[i] - base) * LOG2E);
+            sum += p * y[i];
+            total += p;
+        }
+    }
+    return row_sum<THREADS>(sum) / row_sum<THREADS>(total);
+}
+
+static __device__ float *lse_of(const Scores &w, Row r) {
+    return (float *)w.a.lse + ((int64_t)r.b * w.a.H + r.h) * w.a.Tq + r.query;
 }
 
 /* S becomes P, and lse is written. P lies below the scores of later columns and on those of its own
- * step alone: the warp has read these when it writes. */
-template <typename T>
-static __global__ void __launch_bounds__(BLOCK) softmax_forward(Scores w) {
+ * step alone: all of the row's threads have read these when one writes. */
+template <typename T, int THREADS>
+static __global__ void softmax_forward(Scores w) {
     enum { N = Pack<T>::N };
-    const int64_t number = global_thread() / WARP;
+    const int64_t number = global_thread() / THREADS;
     if (number >= w.n_rows) return;
-    const int lane = (int)threadIdx.x % WARP;
+    const int lane = (int)threadIdx.x % THREADS;
     const Row r = row_of(w, number);
     float *s = w.s + number * w.ld, x[N];
-    const float2 most_sum = row_statistics<N>(s, r, lane);
+    const float2 most_sum = row_statistics<THREADS, N>(s, r, lane);
     const float base = most_sum.x, sum = most_sum.y, share = sum == 0 ? 0 : 1 / sum;
-    if (lane == 0 && r.query >= 0)
-        ((float *)w.a.lse)[((int64_t)r.b * w.a.H + r.h) * w.a.Tq + r.query] = base + logf(sum);
-    for (int first = 0; first < w.part.Tk; first += WARP * N) {
+    if (lane == 0 && r.query >= 0) *lse_of(w, r) = base + logf(sum);
+    for (int first = 0; first < w.part.Tk; first += THREADS * N) {
         const int j = first + lane * N;
         load_seen<N>(x, s, j, r, -INFINITY);
         for (int i = 0; i < N; i++) x[i] = share * exp2_fast((x[i] - base) * LOG2E);
-        __syncwarp();
+        row_barrier<THREADS>();
         if (j < w.part.Tk) store_row<T>(s, j, x);
     }
 }
 
-/* The row's dout . out, in every lane. */
-template <typename T>
-static __device__ float row_delta(const AttnArgs &a, Row r, int lane) {
-    const int64_t at = r.b * a.os.b + r.query * a.os.t + r.h * a.os.h;
-    const T *out = (const T *)a.out + at, *dout = (const T *)a.dout + at;
-    float sum = 0;
-    for (int d = lane; d < a.D; d += WARP) sum += to_float(out[d]) * to_float(dout[d]);
-    return warp_sum(sum);
-}
-
 /* S becomes P, dP becomes dS = P (dP - delta). Padding: 0. */
-template <typename T>
-static __global__ void __launch_bounds__(BLOCK) softmax_backward(Scores w) {
+template <typename T, int THREADS>
+static __global__ void softmax_backward(Scores w) {
     enum { N = Pack<T>::N };
-    const int64_t number = global_thread() / WARP;
+    const int64_t number = global_thread() / THREADS;
     if (number >= w.n_rows) return;
-    const int lane = (int)threadIdx.x % WARP;
+    const int lane = (int)threadIdx.x % THREADS;
     const Row r = row_of(w, number);
-    float *s = w.s + number * w.ld, *dp = w.dp + number * w.ld, p[N], ds[N], lse = 0, delta = 0;
-    if (r.query >= 0) {
-        lse = ((const float *)w.a.lse)[((int64_t)r.b * w.a.H + r.h) * w.a.Tq + r.query];
-        delta = row_delta<T>(w.a, r, lane);
-    }
-    const float base = lse == -INFINITY ? INFINITY : lse;
-    for (int first = 0; first < w.part.Tk; first += WARP * N) {
+    float *s = w.s + number * w.ld, *dp = w.dp + number * w.ld, p[N], ds[N];
+    const float lse = r.query >= 0 ? *lse_of(w, r) : -INFINITY,
+                base = lse == -INFINITY ? INFINITY : lse,
+                delta = row_delta<THREADS, N>(s, dp, r, lane, base);
+    for (int first = 0; first < w.part.Tk; first += THREADS * N) {
         const int j = first + lane * N;
         load_seen<N>(p, s, j, r, -INFINITY);
         load_seen<N>(ds, dp, j, r, 0);
@@ -206,11 +244,19 @@ static __global__ void __launch_bounds__(BLOCK) softmax_backward(Scores w) {
             p[i] = exp2_fast((p[i] - base) * LOG2E);
             ds[i] = hidden ? 0 : p[i] * (ds[i] - delta);
         }
-        __syncwarp();
+        row_barrier<THREADS>();
         if (j >= w.part.Tk) continue;
         store_row<T>(s, j, p);
         store_row<T>(dp, j, ds);
     }
+}
+
+/* Of a kernel's two forms the one for rows of that length. */
+static void launch_rows(Ctx *c, void (*warp)(Scores), void (*block)(Scores), const Scores &w) {
+    if (w.part.Tk <= SHORT)
+        launch(c, warp, grid_for(w.n_rows * WARP), BLOCK, 0, w);
+    else
+        launch(c, block, dim3((unsigned)w.n_rows), ROW_THREADS, 0, w);
 }
 
 /* ---- a part ---- */
@@ -233,7 +279,8 @@ void scores_forward(Ctx *c, const AttnArgs *a, CudaMask m, const AttnArgs *part,
     const Scores w = scores_of(a, m, part, first, memory);
     into_scores(c, part, part->scale, part->q, part->qs, part->k, part->ks, w.s);
     with_dtype(part->dtype, [&](auto zero) {
-        launch(c, softmax_forward<decltype(zero)>, grid_for(w.n_rows * WARP), BLOCK, 0, w);
+        using T = decltype(zero);
+        launch_rows(c, softmax_forward<T, WARP>, softmax_forward<T, ROW_THREADS>, w);
     });
     out_of_scores(c, part, 1, w.s, false, part->v, part->vs, part->out, part->os);
 }
@@ -244,7 +291,8 @@ void scores_backward(Ctx *c, const AttnArgs *a, CudaMask m, const AttnArgs *part
     into_scores(c, part, part->scale, part->q, part->qs, part->k, part->ks, w.s);
     into_scores(c, part, 1, part->dout, part->os, part->v, part->vs, w.dp);
     with_dtype(part->dtype, [&](auto zero) {
-        launch(c, softmax_backward<decltype(zero)>, grid_for(w.n_rows * WARP), BLOCK, 0, w);
+        using T = decltype(zero);
+        launch_rows(c, softmax_backward<T, WARP>, softmax_backward<T, ROW_THREADS>, w);
     });
     /* in this order: dv may take the place of v, dq of dout, dk of k */
     if (part->dv) out_of_scores(c, part, 1, w.s, true, part->dout, part->os, part->dv, part->vs);

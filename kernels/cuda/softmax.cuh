@@ -3,7 +3,7 @@
  *
  *   forward    S = scale Q K', P = softmax(S), out = P V
  *   backward   P from S and the saved log-sum-exp; dV = P' dO, dP = dO V', dS = P (dP - delta),
- *              dQ = scale dS K, dK = scale dS' Q, with delta = rowsum(dO out)
+ *              dQ = scale dS K, dK = scale dS' Q, with delta = rowsum(P dP)
  *
  * S and dP are float32. P and dS have the call's dtype, and are written over S and dP: where that
  * is bf16 they fill the first half of each row's memory. */
@@ -52,9 +52,9 @@ static inline const char *documents_declined(const Ctx *c, const AttnArgs *a) {
  * finite in the part's inputs, and no score there counts.
  *
  * forward writes part->out, and lse of `a`. It may be that part->out is part->q.
- * backward reads lse, out and dout of `a`, and q, k, v, dout of the part; it writes the part's dq,
- * dk, dv (NULL: not wanted). It may be that dq is dout, dk is k, dv is v.
- * memory: scores_bytes, aligned to 256. */
+ * backward reads lse of `a` and q, k, v, dout of the part; it writes the part's dq, dk, dv (NULL:
+ * not wanted). It may be that dq is dout, dk is k, dv is v.
+ * memory: scores_bytes, aligned to 64. */
 enum { WHOLE = -1 };
 size_t scores_bytes(const AttnArgs *part, bool backward);
 void scores_forward(Ctx *c, const AttnArgs *a, CudaMask m, const AttnArgs *part, int first,
