@@ -239,6 +239,12 @@ static inline bool arena_whole(const Rig *g, const OpCall *o) {
     return true;
 }
 
+static inline void attention_rounded(Ctx *c, const OpCall *o, bool backward) {
+    AttnArgs a = attention_args(o);
+    a.workspace = ctx_workspace(c, sizeof(float) * (size_t)a.Tk);
+    plain_attn_rounded(&a, backward);
+}
+
 /* The plain loops' results as a device in bf16 has them. A layer with GELU stores the sum before it
  * and goes on from what it stored, so it is here what it is there: two ops. */
 static inline void round_forward(Rig *g, const OpCall *o) {
@@ -247,6 +253,7 @@ static inline void round_forward(Rig *g, const OpCall *o) {
         round_all(sum->data, sum->dtype, tensor_numel(sum));
         plain_device.ops[OP_GELU].forward(&g->c, &(OpCall){.in = {sum}, .out = {o->out[0]}});
     }
+    if (o->op == OP_ATTENTION) attention_rounded(&g->c, o, false);
     for (int j = 0; j < OP_MAX_OUT; j++)
         if (o->out[j] && output_rounds(g->k->op, j))
             round_all(o->out[j]->data, o->out[j]->dtype, tensor_numel(o->out[j]));
@@ -304,7 +311,10 @@ static inline void rig_backward(Rig *g, OpCall *o, Result *r) {
     }
     rig_gradients(g, o, dout[0].at + GUARD, grad);
     if (rounds) round_before_backward(&g->c, o);
-    run->dev->ops[g->k->op].backward(&g->c, o);
+    if (rounds && o->op == OP_ATTENTION)
+        attention_rounded(&g->c, o, true);
+    else
+        run->dev->ops[o->op].backward(&g->c, o);
     for (int j = 0; j < o->n_out; j++) {
         block_pull(&dout[j]);
         r->guards_whole &= guards_whole(&dout[j]);
