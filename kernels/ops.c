@@ -282,7 +282,7 @@ Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, 
 
 static Tensor *cache_rows(Ctx *c, const Tensor *buffer, int64_t first, int64_t n) {
     NEED((OpCall){.op = OP_COPY}, buffer->ndim == 2 && first + n <= buffer->shape[0], buffer);
-    Tensor *t = arena_alloc(&c->headers, sizeof *t);
+    Tensor *t = ctx_host(c, sizeof *t);
     *t = *buffer;
     t->ndim = 3;
     t->shape[0] = 1;

@@ -1,7 +1,7 @@
 /* The ops: what a model is made of. This header is the contract; ops.c checks it once (shapes,
  * dtypes, overlap), so that the kernels of each device may assume valid input. An op call allocates
- * its output in the context's arena, computes it at once on the context's device, leaves a record
- * on the tape, and returns the output.
+ * its output in the context's arena, starts its kernel on the context's device (which on a CPU has
+ * computed when the call returns), leaves a record on the tape, and returns the output.
  *
  * Dimensions: B batch, F frames, S tokens a frame (patches and registers), N patches a frame, T = F
  * S tokens, C d_model, H heads, D = C / H, M hidden, V vocabulary, R registers, P patch side, O and
@@ -13,8 +13,8 @@
  * overlap an output. An op may not be given the same tensor twice where both want a gradient.
  *
  * A new op: one row in OP_LIST, its prototype here, its shapes in ops.c or ops_event.c, forward and
- * backward in kernels/cpu/NAME.c and the plain ones in kernels/plain/NAME.c. The tests and the
- * self-test take it from the list. */
+ * backward in kernels/cpu/NAME.c and kernels/cuda/NAME.cu and the plain ones in kernels/plain. The
+ * tests and the self-test take it from the list. */
 #ifndef KERNELS_OPS_H
 #define KERNELS_OPS_H
 
@@ -243,7 +243,7 @@ Tensor *op_dropout_add(Ctx *c, Tensor *x, Tensor *y, float p, uint32_t step, uin
 
 /* x + dropout(y W' + b), the end of a residual branch: op_dropout_add of op_linear, which it calls
  * where the context records; else it is one call of op_linear's kernel, in[3] = x, with the same
- * result. x (..., N), y (..., K) -> (..., N). */
+ * result (in bf16 but for one rounding). x (..., N), y (..., K) -> (..., N). */
 Tensor *op_linear_dropout_add(Ctx *c, Tensor *x, Tensor *y, const Linear *w, float p, uint32_t step,
                               uint32_t layer);
 

@@ -1,4 +1,4 @@
-/* The tape. Each op call computes at once and leaves one record; backward walks the records from
+/* The tape. Each op call starts its kernel and leaves one record; backward walks the records from
  * the last to the first and calls each op's own backward. So a model is its forward function, and
  * nothing else.
  *

@@ -72,7 +72,7 @@ typedef struct Wm {
     Rope rope;         /* (T, D) tables  */
     Tensor rope_table[2];
     Arena rope_memory;
-    float *rope_data; /* sin, then cos, on the host */
+    float *rope_data; /* sin, then cos, on the host: while wm_init runs */
     const Mask *mask; /* what training and sampling see through; the caller's */
 } Wm;
 
