@@ -166,4 +166,8 @@ void attn_run(Ctx *c, AttnArgs *a, bool backward);
  */
 void plain_attn(const AttnArgs *a, bool backward);
 
+/* Float32 as kernels in bf16 compute: P and dS = P (dP - delta) are rounded to bf16 before they are
+ * multiplied by v, dout, k and q, since matrix units take no other. For tests. */
+void plain_attn_rounded(const AttnArgs *a, bool backward);
+
 #endif

@@ -118,6 +118,13 @@ static inline void run_plain(Call *c) {
     free(c->a.workspace);
 }
 
+static inline void round_results(Call *c, int first, int end) {
+    for (int t = first; t < end; t++)
+        for (size_t i = 0; i < c->n[t]; i++)
+            if (i % c->step[t] < c->row[t])
+                set(c, t, i, (double)from_bf16(to_bf16((float)get(c, t, i))));
+}
+
 /* What a call's pointer into a block is on the device. */
 static inline void *moved(const Call *c, const Block *b, int tensor, const void *p) {
     return p ? b->at + ((const unsigned char *)p - (unsigned char *)c->block[tensor]) : NULL;
@@ -158,14 +165,6 @@ static inline void run_backend(Ctx *ctx, const AttnBackend *b, Call *c) {
     }
 }
 
-/* Rounds what was computed as a kernel in bf16 must at the end. */
-static inline void round_results(Call *c) {
-    for (int t = OUT; t < LSE; t++)
-        for (size_t i = 0; i < c->n[t]; i++)
-            if (i % c->step[t] < c->row[t])
-                set(c, t, i, (double)from_bf16(to_bf16((float)get(c, t, i))));
-}
-
 static inline void check_sentinels(const Call *c, const char *what) {
     for (int t = 0; t < N_TENSORS; t++)
         for (size_t i = 0; i < c->n[t] + 2 * GUARD; i++) {
@@ -193,6 +192,31 @@ static inline Error compare(const Call *got, const Call *expected) {
             if (!(d <= e.error[t])) e.error[t] = d;
             if (isfinite(y)) e.largest[t] = fmax(e.largest[t], fabs(y));
         }
+    return e;
+}
+
+static inline void run_plain_rounded(Call *c, bool backward) {
+    c->a.workspace = malloc(sizeof(float) * (size_t)c->a.Tk);
+    plain_attn_rounded(&c->a, backward);
+    round_results(c, backward ? DQ : OUT, backward ? LSE : DQ);
+    free(c->a.workspace);
+}
+
+/* The plain loops' error by which a call in bf16 is measured: float32 on the same numbers of bf16,
+ * rounded where a kernel must round. Their backward reads the output that the backend wrote: what
+ * its rounding does to delta is then the same for both, and no matter of luck. */
+static inline Error plain_error_rounded(const Call *got, const Call *exact) {
+    const AttnArgs *a = &got->a;
+    Call c =
+        call_make_from((Shape){a->B, a->H, a->Tq, a->Tk, a->D}, DT_F32, true, a->mask, a->scale);
+    run_plain_rounded(&c, false);
+    const Error forward = compare(&c, exact);
+    for (size_t i = 0; i < c.n[OUT]; i++)
+        if (i % c.step[OUT] < c.row[OUT]) set(&c, OUT, i, get(got, OUT, i));
+    run_plain_rounded(&c, true);
+    Error e = compare(&c, exact);
+    e.error[OUT] = forward.error[OUT];
+    call_free(&c);
     return e;
 }
 

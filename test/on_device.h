@@ -4,12 +4,24 @@
 #ifndef TEST_ON_DEVICE_H
 #define TEST_ON_DEVICE_H
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/device.h"
 
 static const char *only_device; /* argv[1] */
+
+/* Ends the program where the device that is named does not run here: nothing would be tested. */
+static inline void device_choose(int argc, char **argv) {
+    if (argc < 2) return;
+    Err e;
+    const Device *d = device_find(argv[1], &e);
+    if (d) only_device = d->name;
+    if (d) return;
+    fprintf(stderr, "%s\n", e.text);
+    exit(1);
+}
 
 static inline bool device_tested(const Device *d) {
     return (!only_device || !strcmp(d->name, only_device)) && device_runs_here(d);

@@ -16,6 +16,7 @@
 
 #include "llmc_like/checkpoint.h"
 #include "llmc_like/philox.h"
+#include "test/on_device.h"
 #include "test/scratch.h"
 
 enum { ROWS = 4 };
@@ -28,9 +29,10 @@ typedef struct Rig {
 } Rig;
 
 /* A small model of width d; seed: of the initial values. */
-static void rig_init(Rig *r, int64_t d, uint64_t seed) {
+static void rig_init_on(Rig *r, const char *device, const char *dtype, int64_t d, uint64_t seed) {
     Err e = {""};
-    if (ctx_init(&r->c, "cpu", 2, seed, false, &e)) fail_msg("%s", e.text);
+    if (ctx_init(&r->c, device, 2, seed, false, &e)) fail_msg("%s", e.text);
+    if (ctx_set_dtype(&r->c, dtype, &e)) fail_msg("%s", e.text);
     params_init(&r->p, &r->c);
     params_add(&r->p, &r->t[0], GROUP_MUON, INIT_NORMAL, 0.1f, 2, (int64_t[]){3 * d, d}, "block.w");
     params_add(&r->p, &r->t[1], GROUP_ADAM, INIT_NORMAL, 0.1f, 1, (int64_t[]){3 * d}, "block.b");
@@ -38,6 +40,10 @@ static void rig_init(Rig *r, int64_t d, uint64_t seed) {
     params_add(&r->p, &r->t[3], GROUP_MUON, INIT_NORMAL, 0.1f, 2, (int64_t[]){4, 4}, "small");
     if (params_commit(&r->p, true, &e)) fail_msg("%s", e.text);
     r->o = optim_default();
+}
+
+static void rig_init(Rig *r, int64_t d, uint64_t seed) {
+    rig_init_on(r, "cpu", "float32", d, seed);
 }
 
 static void rig_free(Rig *r) {
@@ -49,21 +55,39 @@ static void rig_free(Rig *r) {
 static void train(Rig *r, uint32_t from, uint32_t to) {
     for (uint32_t s = from; s < to; s++) {
         for (int i = 0; i < ROWS; i++) {
-            rng_normal((RngKey){5, s, RNG_TEST}, (uint64_t)i << 20, tensor_grad_f32(r->t[i]),
-                       tensor_numel(r->t[i]));
+            const size_t n = (size_t)tensor_numel(r->t[i]);
+            float *g = malloc(sizeof *g * n);
+            assert_non_null(g);
+            rng_normal((RngKey){5, s, RNG_TEST}, (uint64_t)i << 20, g, (int64_t)n);
+            r->c.dev->memory->put(r->t[i]->grad, g, sizeof *g * n);
             r->t[i]->grad_set = true;
+            free(g);
         }
         optim_step(&r->c, &r->o, &r->p, 1.0 / (s + 1), 10);
     }
 }
 
+static bool same_bytes(const Memory *m, const void *a, const void *b, size_t bytes) {
+    if (!a) return true;
+    char *x = malloc(bytes), *y = malloc(bytes);
+    assert_true(x && y);
+    m->get(x, a, bytes);
+    m->get(y, b, bytes);
+    const bool equal = !memcmp(x, y, bytes);
+    free(x);
+    free(y);
+    return equal;
+}
+
 static bool same(const Rig *a, const Rig *b) {
     bool equal = a->o.t == b->o.t;
+    const Memory *m = a->c.dev->memory;
     for (int i = 0; i < ROWS; i++) {
-        const size_t bytes = tensor_bytes(a->t[i]);
+        const size_t bytes = sizeof(float) * (size_t)tensor_numel(a->t[i]);
         const Param *x = &a->p.row[i], *y = &b->p.row[i];
-        equal = equal && !memcmp(x->tensor.data, y->tensor.data, bytes) &&
-                !memcmp(x->m, y->m, bytes) && (!x->v || !memcmp(x->v, y->v, bytes));
+        equal = equal && same_bytes(m, x->master, y->master, bytes) &&
+                same_bytes(m, x->tensor.data, y->tensor.data, tensor_bytes(a->t[i])) &&
+                same_bytes(m, x->m, y->m, bytes) && same_bytes(m, x->v, y->v, bytes);
     }
     return equal;
 }
@@ -74,12 +98,12 @@ static void save(const char *path, const Rig *r) {
     if (checkpoint_save(path, &r->p, &r->o, meta, 2, &e)) fail_msg("%s", e.text);
 }
 
-static void goes_on_to_the_bit(void **state) {
+static void goes_on_with(void **state, const char *device, const char *dtype) {
     char path[SCRATCH_PATH];
     scratch_path(state, "run.safetensors", path);
     Rig a, b;
-    rig_init(&a, 6, 1);
-    rig_init(&b, 6, 2);
+    rig_init_on(&a, device, dtype, 6, 1);
+    rig_init_on(&b, device, dtype, 6, 2);
     train(&a, 0, 3);
     save(path, &a);
     train(&a, 3, 5);
@@ -95,6 +119,37 @@ static void goes_on_to_the_bit(void **state) {
     assert_true(same(&a, &b));
     rig_free(&a);
     rig_free(&b);
+}
+
+static void goes_on_to_the_bit(void **state) {
+    for (int d = 0; devices[d]; d++) {
+        if (!device_tested(devices[d])) continue;
+        goes_on_with(state, devices[d]->name, "float32");
+        if (devices[d]->has_bf16) goes_on_with(state, devices[d]->name, "bfloat16");
+    }
+}
+
+/* What one device wrote another goes on from. */
+static void goes_on_elsewhere(void **state) {
+    char path[SCRATCH_PATH];
+    scratch_path(state, "elsewhere.safetensors", path);
+    for (int d = 0; devices[d]; d++) {
+        if (!device_tested(devices[d])) continue;
+        Rig a, b;
+        rig_init_on(&a, devices[d]->name, "float32", 6, 1);
+        rig_init(&b, 6, 2);
+        train(&a, 0, 3);
+        save(path, &a);
+        Err e = {""};
+        if (checkpoint_load(path, &b.p, &b.o, NULL, &e)) fail_msg("%s", e.text);
+        for (int i = 0; i < ROWS; i++) {
+            float x[3 * 6 * 6];
+            params_read(&a.p, &a.p.row[i], x);
+            assert_memory_equal(x, b.t[i]->data, tensor_bytes(b.t[i]));
+        }
+        rig_free(&a);
+        rig_free(&b);
+    }
 }
 
 /* Loading must fail with each of the parts in its text, and change nothing. */
@@ -367,13 +422,19 @@ static void survives_kill(void **state) {
     rig_free(&b);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    device_choose(argc, argv);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(goes_on_to_the_bit), cmocka_unit_test(explains_another_model),
-        cmocka_unit_test(lists_only_some),    cmocka_unit_test(starts_from_weights),
-        cmocka_unit_test(notices_damage),     cmocka_unit_test(full_disk_keeps_the_old),
-        cmocka_unit_test(keeps_the_best),     cmocka_unit_test(finishes_after_a_kill),
-        cmocka_unit_test(survives_kill),
+        cmocka_unit_test(goes_on_to_the_bit),
+        cmocka_unit_test(goes_on_elsewhere),
     };
-    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
+    const struct CMUnitTest of_the_cpu[] = {
+        cmocka_unit_test(explains_another_model),  cmocka_unit_test(lists_only_some),
+        cmocka_unit_test(starts_from_weights),     cmocka_unit_test(notices_damage),
+        cmocka_unit_test(full_disk_keeps_the_old), cmocka_unit_test(keeps_the_best),
+        cmocka_unit_test(finishes_after_a_kill),   cmocka_unit_test(survives_kill),
+    };
+    const int failed = cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
+    return failed +
+           (only_device ? 0 : cmocka_run_group_tests(of_the_cpu, scratch_setup, scratch_teardown));
 }

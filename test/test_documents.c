@@ -350,7 +350,7 @@ static void factor_is_not_compiled(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1) only_device = argv[1];
+    device_choose(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_length),
         cmocka_unit_test(long_documents),

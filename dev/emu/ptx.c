@@ -179,7 +179,7 @@ void emu_cp_async_wait(int pending) {
             memset(copy->to, 0, ROW);
     }
     c->n -= landed;
-    memmove(c->copy, c->copy + landed, (size_t)c->n * sizeof *c->copy);
+    if (landed) memmove(c->copy, c->copy + landed, (size_t)c->n * sizeof *c->copy);
 }
 
 void emu_copies_forget(void) {

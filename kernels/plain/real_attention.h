@@ -1,5 +1,6 @@
 /* Attention as plain loops over REAL, included once for each type by attention.c; FN gives a
- * function the type's suffix. One query at a time; s, p and ds are rows of Tk in the workspace. */
+ * function the type's suffix, and ROUND is what P and dS go through before they are multiplied. One
+ * query at a time; s, p and ds are rows of Tk in the workspace. */
 
 /* The score, and d score / d (scale q k') in *slope. Expressions are evaluated in float32: their
  * language has no other type. */
@@ -31,14 +32,14 @@ static void FN(attn_forward)(const AttnArgs *a) {
             s[j] = FN(score)(a, a->scale * FN(dot)(q, k + j * a->ks.t, a->D), b, h, at, j, &slope);
             if (!(s[j] <= max)) max = s[j]; /* NaN too */
         }
+        for (int j = 0; j < a->Tk; j++)
+            if (mask_sees(a->mask, b, h, at, j)) sum += s[j] = (REAL)exp(s[j] - max);
         for (int d = 0; d < a->D; d++) out[d] = 0;
         for (int j = 0; j < a->Tk; j++) {
             if (!mask_sees(a->mask, b, h, at, j)) continue;
-            const REAL p = (REAL)exp(s[j] - max);
-            sum += p;
+            const REAL p = ROUND(s[j] / sum);
             for (int d = 0; d < a->D; d++) out[d] += p * v[j * a->vs.t + d];
         }
-        for (int d = 0; d < a->D; d++) out[d] = sum == 0 ? 0 : out[d] / sum;
         ((REAL *)a->lse)[row] = max + (REAL)log(sum);
     }
 }
@@ -70,9 +71,9 @@ static void FN(attn_backward)(const AttnArgs *a) {
             REAL slope;
             const REAL s = FN(score)(a, a->scale * FN(dot)(q, k, a->D), b, h, at, j, &slope);
             const REAL p = (REAL)exp(s - ((const REAL *)a->lse)[row]);
-            const REAL ds = a->scale * slope * p * (FN(dot)(dout, v, a->D) - delta);
+            const REAL ds = a->scale * ROUND(slope * p * (FN(dot)(dout, v, a->D) - delta));
             for (int d = 0; d < a->D; d++) {
-                if (a->dv) ((REAL *)a->dv)[at_v + d] += p * dout[d];
+                if (a->dv) ((REAL *)a->dv)[at_v + d] += ROUND(p) * dout[d];
                 if (a->dk) ((REAL *)a->dk)[at_k + d] += ds * q[d];
                 if (a->dq) ((REAL *)a->dq)[at_q + d] += ds * k[d];
             }
