@@ -5,6 +5,7 @@
 # make test-emu      the tests of the CUDA half, on the CPU (dev/emu);   make emu train_wm: a program so
 # make check         formatting, budgets and include rules;   make format: formats
 # make bench         benchmarks;   make bench-peer PYTHON=...: PyTorch beside them, in turns
+# make gpu-check     everything that needs a GPU, in eight minutes;   make cuda-report: registers, spills, instructions
 #
 # Every source in llmc_like, kernels, models and data is found by its place. The sources of kernels/cpu are built once
 # for each instruction set in ISAS and chosen at run time.
@@ -21,9 +22,21 @@ CFLAGS   := -O3 -g -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fas
 LDLIBS   := -ldnnl -lcjson -ldl -lm
 BUILD    := build/release
 BIN      := .
-PACKAGES := gcc make libc6-dev libdnnl-dev libcjson-dev libstb-dev libcmocka-dev clang-format python3 python3-venv
+PACKAGES := gcc g++ make libc6-dev libdnnl-dev libcjson-dev libstb-dev libcmocka-dev clang-format python3 python3-venv
 PYTHON   := python3
 GOLDEN   := ../shared/golden# fixtures of the originals; tested where they are there
+
+# The CUDA half is built where there is an nvcc, for these GPUs and, as PTX, for later ones. NVCC=PATH names another
+# compiler, NVCC= leaves CUDA out.
+NVCC      := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_ARCH := 80 90
+NVCCFLAGS  = -std=c++17 -O3 -lineinfo -Xfatbin=-compress-all \
+             -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
+             $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+             $(foreach a,$(lastword $(CUDA_ARCH)),-gencode arch=compute_$(a),code=compute_$(a))
+CUDA_HOME  = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_LIB   = $(patsubst %/libcudart_static.a,%,$(firstword $(wildcard \
+             $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/targets/*/lib/libcudart_static.a)))
 
 # `make asan test`: another flavour, in its own folder
 ifneq ($(filter asan,$(MAKECMDGOALS)),)
@@ -60,6 +73,14 @@ CPU_SRC  := $(wildcard kernels/cpu/*.c)
 ifneq ($(EMU),)
 LIB_SRC  := $(filter-out kernels/no_cuda.c,$(LIB_SRC)) $(wildcard dev/emu/*.c)
 CU_SRC   := $(wildcard kernels/cuda/*.cu)
+else ifeq ($(BUILD),build/asan)
+NVCC     :=
+else ifneq ($(NVCC),)
+LIB_SRC  := $(filter-out kernels/no_cuda.c,$(LIB_SRC))
+CU_SRC   := $(wildcard kernels/cuda/*.cu)
+LDLIBS   += $(CUDA_LIB:%=-L%) -lcudart_static -lrt -lpthread
+else ifneq ($(filter-out check deps format clean,$(or $(MAKECMDGOALS),all)),)
+$(info make: no nvcc, so this build has no CUDA; NVCC=PATH names one)
 endif
 LIB_OBJ  := $(CU_SRC:%.cu=$(BUILD)/%.o) $(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach i,$(ISAS),$(CPU_SRC:%.c=$(BUILD)/$(i)/%.o))
 LIB      := $(BUILD)/libllmc_like.a
@@ -72,7 +93,8 @@ ifneq ($(EMU),)
 TESTS    := $(EMU_TESTS:%=$(BUILD)/test/%)
 endif
 
-.PHONY: all asan emu deps test test-emu test-emu-self test-self check bench bench-peer format clean
+.PHONY: all asan emu deps test test-emu test-emu-self test-self check bench bench-peer gpu-check cuda-report \
+        format clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -88,6 +110,10 @@ $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
 	$(CXX) -x c++ $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/dev/emu/%.o: CPPFLAGS += -Idev/emu/include
+else
+$(BUILD)/%.o: %.cu | $(AFTER)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $(CPPFLAGS) $(CUDA_LIB:%=-DCUDA_LIB='"%"') -MMD -MP -c $< -o $@
 endif
 
 define isa_rule
@@ -97,9 +123,14 @@ $(BUILD)/$(1)/%.o: %.c | $(AFTER)
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
 
-$(LIB): $(LIB_OBJ)
+# What the library is made of: with and without NVCC it is not the same
+$(BUILD)/objects: FORCE
+	@mkdir -p $(@D)
+	@echo '$(LIB_OBJ)' | cmp -s - $@ || echo '$(LIB_OBJ)' >$@
+
+$(LIB): $(LIB_OBJ) $(BUILD)/objects
 	@rm -f $@
-	@ar rcs $@ $^
+	@ar rcs $@ $(LIB_OBJ)
 
 $(PROGRAMS): $(BIN)/%: $(BUILD)/%.o $(LIB)
 	@mkdir -p $(@D)
@@ -158,6 +189,13 @@ bench-peer: $(PROGRAMS) $(BENCHES)
 	$(PYTHON) dev/bench/peer_attention.py --json build/bench/peer_attention.json
 	$(PYTHON) dev/bench/peer_wm.py --json build/bench/peer_wm.json
 	$(PYTHON) dev/bench/peer_icecube.py --json build/bench/peer_icecube.json
+
+# GPU_CHECK: its options (dev/gpu_check --help)
+gpu-check:
+	@MAKE='$(MAKE)' NVCC='$(NVCC)' $(PYTHON) dev/gpu_check $(GPU_CHECK)
+
+cuda-report:
+	@NVCC='$(NVCC)' dev/cuda_report
 
 clean:
 	rm -rf build $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))

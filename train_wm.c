@@ -49,7 +49,7 @@ static int adopt(void *self, const char *config, Err *e) {
 
 /* A batch in the loader's buffer. */
 typedef struct Batch {
-    float *x0, *z, *t;
+    float *x0, *t;
     int32_t *actions;
 } Batch;
 
@@ -58,10 +58,9 @@ static Batch batch_at(const WmSettings *s, void *buffer, size_t *bytes) {
     const size_t frames = (size_t)s->train.batch * (size_t)g->n_frames;
     const size_t pixels = frames * (size_t)(g->height * g->width * 3);
     Batch b = {.x0 = buffer};
-    b.z = b.x0 + pixels;
-    b.t = b.z + pixels;
+    b.t = b.x0 + pixels;
     b.actions = (int32_t *)(b.t + frames);
-    if (bytes) *bytes = (2 * pixels + 2 * frames) * sizeof(float);
+    if (bytes) *bytes = (pixels + 2 * frames) * sizeof(float);
     return b;
 }
 
@@ -85,7 +84,7 @@ static int make_batch(void *self, uint64_t index, void *buffer, Err *e) {
                     b.actions + i * F);
     const uint64_t accumulate = (uint64_t)s->train.accumulate, step = index / accumulate;
     wm_draw(g, s->train.seed, (uint32_t)step, (int64_t)(index % accumulate) * B, B,
-            s->action_dropout, b.z, b.t, b.actions);
+            s->action_dropout, b.t, b.actions);
     return 0;
 }
 
@@ -109,7 +108,8 @@ static Tensor *loss(void *self, Ctx *c, const TrainPart *part) {
         part->batch ? batch_at(&p->s, (void *)(uintptr_t)part->batch, NULL) : (Batch){0};
     const int64_t pictures[] = {p->s.train.batch, g->n_frames, g->height, g->width, 3};
     Tensor *x0 = ctx_input(c, "x0", DT_F32, 5, pictures, b.x0);
-    Tensor *z = ctx_input(c, "z", DT_F32, 5, pictures, b.z);
+    Tensor *z = wm_noise(c, g, p->s.train.seed, part->step,
+                         (int64_t)part->number * p->s.train.batch, p->s.train.batch);
     Tensor *t = ctx_input(c, "t", DT_F32, 2, pictures, b.t);
     Tensor *actions = ctx_input(c, "actions", DT_I32, 2, pictures, b.actions);
     return wm_loss(c, &p->m, x0, z, t, actions);

@@ -143,12 +143,13 @@ void attn_run(Ctx *c, AttnArgs *a, bool backward) {
 /* ---- the choice ---- */
 
 static int refuse(const Ctx *c, const char *name, const char *reason, const AttnArgs *a, Err *e) {
-    char would[256] = "auto";
+    char would[256] = "";
     for (int i = 0; attn_backends[i]; i++) {
         if (a && attn_backends[i]->supports(c, a)) continue;
-        strncat(would, ", ", sizeof would - strlen(would) - 1);
+        strncat(would, *would ? ", " : "auto, ", sizeof would - strlen(would) - 1);
         strncat(would, attn_backends[i]->name, sizeof would - strlen(would) - 1);
     }
+    if (!*would) return err_set(e, "--attn %s: %s; no backend does this mask here", name, reason);
     return err_set(e, "--attn %s: %s; these would work here: %s", name, reason, would);
 }
 
@@ -165,31 +166,22 @@ static int no_memory(size_t bytes, Err *e) {
                    bytes >> 20);
 }
 
-/* Number i of the block, to and from float32. */
-static void write_number(void *block, DType t, size_t i, float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (t == DT_BF16)
-        ((uint16_t *)block)[i] = (uint16_t)(bits >> 16);
-    else
-        ((float *)block)[i] = x;
-}
-
+/* Number i of a block. */
 static double read_number(const void *block, DType t, size_t i) {
-    if (t != DT_BF16) return (double)((const float *)block)[i];
-    const uint32_t bits = (uint32_t)((const uint16_t *)block)[i] << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return (double)x;
+    return t == DT_BF16 ? (double)bf16_value(((const uint16_t *)block)[i])
+                        : (double)((const float *)block)[i];
 }
 
 static int fill(const Trial *t, size_t inputs, Err *e) {
-    char *host = calloc(t->bytes, 1);
+    void *host = calloc(t->bytes, 1);
     if (!host) return no_memory(t->bytes, e);
     for (size_t i = 0; i < inputs; i++) {
         float x;
         rng_normal((RngKey){1, 0, RNG_TEST}, i, &x, 1);
-        write_number(host, t->args.dtype, i, x);
+        if (t->args.dtype == DT_BF16)
+            ((uint16_t *)host)[i] = bf16_round(x);
+        else
+            ((float *)host)[i] = x;
     }
     t->memory->put(t->block, host, t->bytes);
     free(host);

@@ -1,9 +1,9 @@
 /* Attention: the argument struct, masks, and the registry of backends.
  *
- * A backend is one file (kernels/cpu/attention_NAME.c) with one AttnBackend, and one line in the
- * registry below. The flag --attn, its help, the tests and the benchmark walk the registry.
- * A choice that a backend declines is an error with its reason and the names that would work;
- * nothing falls back silently. */
+ * A backend is one file a device (kernels/cpu/attention_NAME.c, kernels/cuda/attention_NAME.cu)
+ * with one AttnBackend, and one line in the registry below. The flag --attn, its help, the tests
+ * and the benchmark walk the registry. A choice that a backend declines is an error with its reason
+ * and the names that would work; nothing falls back silently. */
 #ifndef KERNELS_ATTENTION_H
 #define KERNELS_ATTENTION_H
 
@@ -104,10 +104,10 @@ typedef struct AttnArgs {
     /* backward reads out, lse and dout, and overwrites dq, dk, dv (NULL: not wanted) */
     const void *dout;
     void *dq, *dk, *dv;
-    void *workspace; /* as many bytes as workspace() said, aligned to 64 */
+    void *workspace; /* as many bytes as workspace() said, aligned to 256 */
 } AttnArgs;
 
-/* The shape of a call, for choosing a backend: as many queries as keys, float32, rows of H heads
+/* The shape of a call, for choosing a backend: as many queries as keys, rows of H heads
  * behind each other, no tensors yet; scale 1. */
 AttnArgs attn_shape(int B, int H, int T, int D, const Mask *mask);
 
@@ -146,8 +146,8 @@ const AttnBackend *attn_find(const char *name);  /* NULL: no such backend */
 
 /* Sets c->attn to the backend of that name for calls shaped like `a` in c->dtype, or to the fastest
  * for "auto": times every backend that supports a (forward and backward, real shape and mask),
- * checks that they agree with vanilla, prints the table to stdout. -1 with the reason and the names
- * that would work.
+ * checks that they agree with the first, prints the table to stdout. -1 with the reason and the
+ * names that would work.
  */
 int attn_choose(Ctx *c, const char *name, const AttnArgs *a, Err *e);
 

@@ -16,7 +16,13 @@ const Device *device_find(const char *name, Err *e) {
     for (int i = 0; devices[i]; i++) {
         const Device *d = devices[i];
         if ((any || (cpu && d != &cuda_device)) && device_runs_here(d)) return d;
-        if (!strcmp(name, d->name)) return check(d, e) ? NULL : d;
+        if (!strcmp(name, d->name)) {
+            Err why = {""};
+            if (!check(d, &why)) return d;
+            err_set(e, "--device %s: %s; --device cpu takes the best that this processor has", name,
+                    why.text);
+            return NULL;
+        }
         strncat(known, ", ", sizeof known - strlen(known) - 1);
         strncat(known, d->name, sizeof known - strlen(known) - 1);
     }

@@ -2,9 +2,7 @@
 #include "kernels/device.h"
 
 static int check(Err *e) {
-    return err_set(e,
-                   "--device cuda: this program was built without CUDA (make found no nvcc); use "
-                   "--device cpu");
+    return err_set(e, "this program was built without CUDA (make found no nvcc)");
 }
 
 const Device cuda_device = {.name = "cuda", .check = check};

@@ -282,7 +282,7 @@ Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, 
 
 static Tensor *cache_rows(Ctx *c, const Tensor *buffer, int64_t first, int64_t n) {
     NEED((OpCall){.op = OP_COPY}, buffer->ndim == 2 && first + n <= buffer->shape[0], buffer);
-    Tensor *t = arena_alloc(&c->headers, sizeof *t);
+    Tensor *t = ctx_host(c, sizeof *t);
     *t = *buffer;
     t->ndim = 3;
     t->shape[0] = 1;
@@ -312,6 +312,17 @@ void op_cache_rewind(Ctx *c, Tensor *buffer, int64_t first, int64_t n) {
 
 /* ---- the task: rectified flow ---- */
 
+Tensor *op_normal(Ctx *c, int ndim, const int64_t *shape, RngKey key, uint64_t first) {
+    OpCall o = {.op = OP_NORMAL, .n_out = 1};
+    o.attr.seed = key.seed;
+    o.attr.step = key.step;
+    o.attr.layer = key.purpose;
+    o.attr.first = first;
+    o.out[0] = exact_output(c, &o, ndim, shape);
+    run(c, &o);
+    return o.out[0];
+}
+
 Flow op_flow_noise(Ctx *c, Tensor *x0, Tensor *z, Tensor *t) {
     OpCall o = {.op = OP_FLOW_NOISE, .in = {x0, z, t}, .n_in = 3, .n_out = 2};
     need_dtypes(&o, 0, 2, ctx_exact(c));
@@ -340,7 +351,7 @@ Tensor *op_mse_loss(Ctx *c, Tensor *x, Tensor *target) {
 
 double op_flops(const OpCall *o, bool backward) {
     const Tensor *x = o->in[0], *w = o->in[1];
-    double products = (x->needs_grad ? 1 : 0) + (w && w->needs_grad ? 1 : 0); /* dX and dW */
+    double products = (x && x->needs_grad ? 1 : 0) + (w && w->needs_grad ? 1 : 0); /* dX and dW */
     switch (o->op) {
         case OP_LINEAR:
         case OP_CONV2D: /* a row of the output is a row of patches times the weight */

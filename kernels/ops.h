@@ -1,7 +1,7 @@
 /* The ops: what a model is made of. This header is the contract; ops.c checks it once (shapes,
  * dtypes, overlap), so that the kernels of each device may assume valid input. An op call allocates
- * its output in the context's arena, computes it at once on the context's device, leaves a record
- * on the tape, and returns the output.
+ * its output in the context's arena, starts its kernel on the context's device (which on a CPU has
+ * computed when the call returns), leaves a record on the tape, and returns the output.
  *
  * Dimensions: B batch, F frames, S tokens a frame (patches and registers), N patches a frame, T = F
  * S tokens, C d_model, H heads, D = C / H, M hidden, V vocabulary, R registers, P patch side, O and
@@ -13,13 +13,14 @@
  * overlap an output. An op may not be given the same tensor twice where both want a gradient.
  *
  * A new op: one row in OP_LIST, its prototype here, its shapes in ops.c or ops_event.c, forward and
- * backward in kernels/cpu/NAME.c and the plain ones in kernels/plain/NAME.c. The tests and the
- * self-test take it from the list. */
+ * backward in kernels/cpu/NAME.c and kernels/cuda/NAME.cu and the plain ones in kernels/plain. The
+ * tests and the self-test take it from the list. */
 #ifndef KERNELS_OPS_H
 #define KERNELS_OPS_H
 
 #include "kernels/attention.h"
 #include "llmc_like/ctx.h"
+#include "llmc_like/philox.h"
 
 /*      enum             kernels' name        */
 #define OPS_WITH_BACKWARD(X)              \
@@ -56,6 +57,7 @@
     X(MIX, mix)
 #define OPS_WITHOUT_BACKWARD(X)               \
     X(TIMESTEP_EMBEDDING, timestep_embedding) \
+    X(NORMAL, normal)                         \
     X(FLOW_NOISE, flow_noise)                 \
     X(COPY, copy)                             \
     X(PAD, pad)
@@ -186,6 +188,11 @@ Tensor *op_gate_add(Ctx *c, Tensor *x, Tensor *y, Tensor *mod, int part);
 /* up SiLU(gate): two (..., M) -> (..., M). */
 Tensor *op_geglu(Ctx *c, Tensor *up, Tensor *gate);
 
+/* Numbers first, first + 1, ... of the key's stream of standard normals (rng_normal, to rounding of
+ * log, sin and cos), drawn where they are needed: exact. No gradient. attr: seed, step, layer the
+ * purpose, first. */
+Tensor *op_normal(Ctx *c, int ndim, const int64_t *shape, RngKey key, uint64_t first);
+
 /* Rectified flow, one noise level a frame: v = x0 - z, x_t = x0 - t v. x0, z (B, F, h, w, 3) exact,
  * t float32 (B, F) -> x_t, and v exact. No gradient. */
 typedef struct Flow {
@@ -236,7 +243,7 @@ Tensor *op_dropout_add(Ctx *c, Tensor *x, Tensor *y, float p, uint32_t step, uin
 
 /* x + dropout(y W' + b), the end of a residual branch: op_dropout_add of op_linear, which it calls
  * where the context records; else it is one call of op_linear's kernel, in[3] = x, with the same
- * result. x (..., N), y (..., K) -> (..., N). */
+ * result (in bf16 but for one rounding). x (..., N), y (..., K) -> (..., N). */
 Tensor *op_linear_dropout_add(Ctx *c, Tensor *x, Tensor *y, const Linear *w, float p, uint32_t step,
                               uint32_t layer);
 

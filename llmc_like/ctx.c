@@ -26,7 +26,7 @@ int ctx_init(Ctx *c, const char *device, int threads, uint64_t seed, bool dry, E
     c->dry = dry;
     c->recording = true;
     c->seed = seed;
-    arena_init(&c->headers, "tensor headers", &host_memory, false);
+    arena_init(&c->host, "host memory", &host_memory, false);
     arena_init(&c->activations, "activations", memory, dry);
     arena_init(&c->gradients, "activation gradients", memory, dry);
     arena_init(&c->workspace, "workspace", memory, dry);
@@ -57,7 +57,7 @@ DType ctx_exact(const Ctx *c) { return c->dtype == DT_BF16 ? DT_F32 : c->dtype; 
 
 void ctx_free(Ctx *c) {
     if (c->dev && (c->dry || !c->dev->queue)) free(c->fetched);
-    arena_free(&c->headers);
+    arena_free(&c->host);
     arena_free(&c->activations);
     arena_free(&c->gradients);
     arena_free(&c->workspace);
@@ -75,7 +75,7 @@ int ctx_commit(Ctx *c, size_t activations, size_t gradients, size_t workspace, E
 
 void ctx_step_begin(Ctx *c) {
     c->tape.n = 0;
-    arena_reset(&c->headers);
+    arena_reset(&c->host);
     arena_reset(&c->activations);
     arena_reset(&c->gradients);
     pool_reset(&c->pool);
@@ -141,10 +141,7 @@ const float *ctx_read_f32(Ctx *c, const Tensor *t) {
     const int64_t n = tensor_numel(t);
     const uint16_t *from = ctx_read(c, t);
     float *to = ctx_host(c, (size_t)n * sizeof *to);
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = (uint32_t)from[i] << 16; /* bf16 is the upper half of a float32 */
-        memcpy(&to[i], &bits, sizeof bits);
-    }
+    for (int64_t i = 0; i < n; i++) to[i] = bf16_value(from[i]);
     return to;
 }
 
@@ -159,7 +156,7 @@ void ctx_lap(Ctx *c, Clock clock, double *sum) {
     c->lap_s[clock] = now;
 }
 
-void *ctx_host(Ctx *c, size_t bytes) { return arena_alloc(&c->headers, bytes); }
+void *ctx_host(Ctx *c, size_t bytes) { return arena_alloc(&c->host, bytes); }
 
 void *ctx_workspace(Ctx *c, size_t bytes) {
     arena_reset(&c->workspace);

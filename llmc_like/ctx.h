@@ -52,8 +52,9 @@ typedef struct Queue {
 /* A device: its ops and the few kernels that no tape records. One constant table each
  * (kernels/cpu/table.c, kernels/cuda/table.cu). */
 typedef struct Device {
-    const char *name;     /* "cpu-avx512", "cpu-avx2", "cpu-portable", "plain", "cuda" */
-    int (*check)(Err *e); /* -1 and a sentence where it cannot run on this machine; NULL: it can */
+    const char *name; /* "cpu-avx512", "cpu-avx2", "cpu-portable", "plain", "cuda" */
+    int (*check)(
+        Err *e); /* -1 and a clause that says why it cannot run on this machine; NULL: it can */
     void (*release)(Ctx *c); /* frees c->device_state; NULL where there is none */
     const Memory *memory;
     const Queue *queue; /* NULL: none */
@@ -91,7 +92,7 @@ struct Ctx {
     bool recording; /* ops go on the tape; off in evaluation and sampling */
     uint64_t seed;
 
-    Arena headers;     /* the tensors' own structs, the host's; real in a dry context too */
+    Arena host;        /* ctx_host: the tensors' own structs, and more; real in a dry context too */
     Arena activations; /* refilled from its start by each step */
     Arena gradients;   /* behind the pool */
     Pool pool;

@@ -49,9 +49,8 @@ void params_add(ParamTable *p, Tensor **slot, ParamGroup group, ParamInit init, 
 void params_set_init_data(ParamTable *p, const float *data) { p->row[p->n - 1].init_data = data; }
 
 void params_set_exact(ParamTable *p) {
-    Param *r = &p->row[p->n - 1];
-    r->exact = true;
-    if (r->tensor.dtype == DT_BF16) r->tensor.dtype = DT_F32;
+    Tensor *t = &p->row[p->n - 1].tensor;
+    if (t->dtype == DT_BF16) t->dtype = DT_F32;
 }
 
 void params_add_linear(ParamTable *p, Tensor **weight, Tensor **bias, ParamGroup group,
@@ -94,14 +93,6 @@ void params_read(const ParamTable *p, const Param *r, float *x) {
     p->values.memory->get(x, r->master, sizeof(float) * (size_t)tensor_numel(&r->tensor));
 }
 
-/* To the nearest bf16, ties to even; NaN stays NaN. */
-static uint16_t round_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (isnan(x)) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 void params_write(ParamTable *p, Param *r, const float *x) {
     const Memory *memory = p->values.memory;
     const int64_t n = tensor_numel(&r->tensor);
@@ -109,7 +100,7 @@ void params_write(ParamTable *p, Param *r, const float *x) {
     if (r->tensor.dtype != DT_BF16) return;
     uint16_t *rounded = malloc(sizeof *rounded * (size_t)n);
     CHECK(rounded, "no memory for %lld numbers of %s", (long long)n, r->tensor.name);
-    for (int64_t i = 0; i < n; i++) rounded[i] = round_bf16(x[i]);
+    for (int64_t i = 0; i < n; i++) rounded[i] = bf16_round(x[i]);
     memory->put(r->tensor.data, rounded, sizeof *rounded * (size_t)n);
     free(rounded);
 }

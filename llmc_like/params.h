@@ -30,7 +30,6 @@ typedef struct Param {
     ParamInit init;
     float init_arg;
     const float *init_data;
-    bool exact; /* float32 where activations are bf16 */
     /* float32, tensor's shape, in the device's memory: the values that the optimiser updates
      * (tensor.data itself unless that is bf16: then tensor.data is their rounding), */
     float *master;

@@ -162,8 +162,10 @@ int run_log_step(RunLog *r, int64_t step, const StepFigures *f, Err *e) {
         snprintf(rate, sizeof rate, "%s_per_s", r->unit[i]);
         metrics_number(m, rate, f->units[i] / f->step_s);
     }
-    metrics_number(m, "attn_forward_ms", 1e3 * f->attn_forward_s);
-    metrics_number(m, "attn_backward_ms", 1e3 * f->attn_backward_s);
+    if (f->attn_forward_s > 0) { /* ops were timed */
+        metrics_number(m, "attn_forward_ms", 1e3 * f->attn_forward_s);
+        metrics_number(m, "attn_backward_ms", 1e3 * f->attn_backward_s);
+    }
     return metrics_end(m, e);
 }
 

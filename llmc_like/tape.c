@@ -3,16 +3,14 @@
 #include "kernels/ops.h"
 #include "llmc_like/ctx.h"
 
-static size_t grad_bytes(const Tensor *t) { return tensor_bytes(t); } /* of an activation */
-
 static void *take(Ctx *c, const Tensor *t) {
-    void *p = pool_take(&c->pool, grad_bytes(t));
+    void *p = pool_take(&c->pool, tensor_bytes(t));
     return c->dry ? c : p; /* no memory: any pointer says "has a gradient" */
 }
 
 static void give(Ctx *c, Tensor *t) {
     if (t->is_param || !t->grad) return;
-    pool_give(&c->pool, t->grad, grad_bytes(t));
+    pool_give(&c->pool, t->grad, tensor_bytes(t));
     t->grad = NULL;
     t->grad_set = false;
 }
@@ -24,7 +22,7 @@ static void call_backward(Ctx *c, OpCall *o) {
     for (int j = 0; j < o->n_out; j++) /* an output that nobody used has gradient zero */
         if (o->out[j]->needs_grad && !o->out[j]->grad) {
             o->out[j]->grad = take(c, o->out[j]);
-            if (!c->dry) c->dev->memory->zero(o->out[j]->grad, grad_bytes(o->out[j]));
+            if (!c->dry) c->dev->memory->zero(o->out[j]->grad, tensor_bytes(o->out[j]));
         }
     void *before[OP_MAX_IN] = {0};
     bool passed = false;
@@ -57,7 +55,7 @@ static void call_backward(Ctx *c, OpCall *o) {
         if (before[i]) {
             if (!c->dry) /* for the few ops whose backward can only overwrite */
                 c->dev->accumulate(c, t->dtype, before[i], t->grad, tensor_numel(t));
-            pool_give(&c->pool, t->grad, grad_bytes(t));
+            pool_give(&c->pool, t->grad, tensor_bytes(t));
             t->grad = before[i];
         }
         if (!c->dry || !t->is_param) t->grad_set = true; /* a dry one leaves a model as it was */

@@ -1,4 +1,4 @@
-/* The tape. Each op call computes at once and leaves one record; backward walks the records from
+/* The tape. Each op call starts its kernel and leaves one record; backward walks the records from
  * the last to the first and calls each op's own backward. So a model is its forward function, and
  * nothing else.
  *
@@ -27,8 +27,8 @@ enum { OP_MAX_IN = 6, OP_MAX_OUT = 3, OP_MAX_SAVED = 2 };
 typedef struct OpAttr {
     int heads, offset, groups, patch, registers, part, steps;
     int activation;       /* enum Activation, kernels/ops.h */
-    uint32_t step, layer; /* whose dropout, and */
-    uint64_t seed;        /* of which run: the key of its numbers */
+    uint32_t step, layer; /* whose random numbers, and */
+    uint64_t seed, first; /* of which run: their key; from which number on */
     float scale, eps, p;  /* p: a probability */
     const void *mask;     /* const Mask *, kernels/attention.h */
 } OpAttr;

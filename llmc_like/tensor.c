@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "llmc_like/error.h"
 
@@ -16,6 +17,20 @@ static const struct {
 size_t dtype_size(DType t) { return dtypes[t].size; }
 
 const char *dtype_name(DType t) { return dtypes[t].name; }
+
+uint16_t bf16_round(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float bf16_value(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
 
 int64_t tensor_numel(const Tensor *t) {
     int64_t n = 1;

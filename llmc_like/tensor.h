@@ -28,6 +28,10 @@ typedef struct Tensor {
 size_t dtype_size(DType t);
 const char *dtype_name(DType t); /* "float32", "bfloat16", ... */
 
+/* bfloat16 is the upper half of a float32; to the nearest, ties to even, and NaN stays NaN. */
+uint16_t bf16_round(float x);
+float bf16_value(uint16_t x);
+
 int64_t tensor_numel(const Tensor *t);
 size_t tensor_bytes(const Tensor *t);
 int64_t tensor_rows(const Tensor *t); /* product of all dimensions but the last */

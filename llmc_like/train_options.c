@@ -67,8 +67,8 @@ int train_resolve(TrainSettings *s, Err *e) {
     const Device *d = device_find(s->device, e);
     if (!d) return -1;
     if (!strcmp(s->device, "auto")) s->device = d == &cuda_device ? "cuda" : "cpu";
-    if (!strcmp(s->preset, "auto")) s->preset = d == &cuda_device ? s->gpu_preset : s->cpu_preset;
-    if (!strcmp(s->dtype, "auto")) s->dtype = d->has_bf16 ? "bf16" : "float32";
+    s->preset_is_auto = !strcmp(s->preset, "auto");
+    if (s->preset_is_auto) s->preset = d == &cuda_device ? s->gpu_preset : s->cpu_preset;
     return 0;
 }
 

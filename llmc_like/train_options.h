@@ -19,6 +19,7 @@ typedef struct TrainSettings {
     const char *schedule; /* of the rate: "warmup-cosine" or "one-cycle"; the program has its row */
     int threads, steps, batch, accumulate, eval_every, save_every, warmup;
     const char *cpu_preset, *gpu_preset; /* what --preset auto is */
+    bool preset_is_auto;
     uint64_t seed;
     double weight_decay, clip;
     bool plan, profile;
@@ -47,8 +48,9 @@ enum { TRAIN_MAX_OPTIONS = 80 };
  * returns their number: the program's own rows of Training come next. */
 int train_options(TrainSettings *s, const TrainWords *w, Option *row);
 
-/* What "auto" stands for: device by what the machine has, preset and dtype by the device. Call
- * after the command line was read. -1 and a sentence for a device that is not there. */
+/* What "auto" stands for: device by what the machine has, preset by the device (dtype too, but that
+ * is asked anew by each run that goes on from a checkpoint: trainer_context). Call after the
+ * command line was read. -1 and a sentence for a device that is not there. */
 int train_resolve(TrainSettings *s, Err *e);
 
 /* Gives the options of the preset `name` of the list (a preset without a name ends it) their other

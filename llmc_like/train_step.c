@@ -1,7 +1,6 @@
 /* One step of training: its parts' forwards and backwards, and the update. */
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/ops.h"
@@ -65,13 +64,17 @@ static int admit(Trainer *t, const TrainPart *part, Err *e) {
     return 0;
 }
 
-/* The step's parts: where the loss of each will be, and its share. */
-static void note_loss(StepRun *r, const double *loss, double share) {
-    if (r->n == r->cap) {
-        r->cap = r->cap ? 2 * r->cap : 16;
-        r->loss = realloc(r->loss, (size_t)r->cap * sizeof *r->loss);
-        r->share = realloc(r->share, (size_t)r->cap * sizeof *r->share);
-        CHECK(r->loss && r->share, "no memory for the losses of %d parts", r->cap);
+/* Adds the losses that have arrived. */
+static void sum_losses(StepRun *r) {
+    for (int i = 0; i < r->n; i++) r->f.loss += r->share[i] * *r->loss[i];
+    r->n = 0;
+}
+
+/* Where the loss of the next part will be, and its share. */
+static void note_loss(Ctx *c, StepRun *r, const double *loss, double share) {
+    if (r->n == STEP_LOSSES) { /* two steps' must find room among the numbers on their way */
+        ctx_wait(c, ctx_mark(c));
+        sum_losses(r);
     }
     r->loss[r->n] = loss;
     r->share[r->n++] = share;
@@ -90,7 +93,7 @@ static int run_batch(Trainer *t, TrainPart *part, StepRun *r, Err *e) {
         ctx_lap(c, CLOCK_PHASE, NULL);
         ctx_step_begin(c);
         Tensor *loss = g->loss(t->self, c, part);
-        note_loss(r, ctx_fetch(c, loss->data), share);
+        note_loss(c, r, ctx_fetch(c, loss->data), share);
         ctx_lap(c, CLOCK_PHASE, &r->f.forward_s);
         tape_backward(c, loss, share);
         ctx_lap(c, CLOCK_PHASE, &r->f.backward_s);
@@ -144,7 +147,8 @@ int trainer_finish(Trainer *t, StepRun *r, Err *e) {
     t->attn_forward_s = attention->forward_s;
     t->attn_backward_s = attention->backward_s;
     if (f->kept == 0) return 0;
-    for (int i = 0; i < r->n; i++) f->loss += r->share[i] * *r->loss[i] / share_kept(f);
+    sum_losses(r);
+    f->loss /= share_kept(f);
     f->grad_norm = *r->norm;
     if (!isfinite(f->loss)) return trainer_diverged(t, r->step + 1, "loss", f->loss, e);
     if (!isfinite(f->grad_norm))

@@ -14,7 +14,8 @@
 int trainer_context(const Trainer *t, Ctx *c, bool dry, Err *e) {
     const TrainSettings *s = t->s;
     if (ctx_init(c, s->device, s->threads, s->seed, dry, e)) return -1;
-    return ctx_set_dtype(c, s->dtype, e);
+    const bool automatic = !strcmp(s->dtype, "auto");
+    return ctx_set_dtype(c, !automatic ? s->dtype : c->dev->has_bf16 ? "bf16" : "float32", e);
 }
 
 /* ---- the plan: the same step, dry ---- */
@@ -33,6 +34,9 @@ static int choose_attention(Trainer *t, const char *attn, Err *e) {
         if (attn_choose(&t->c, i ? t->c.attn->name : attn, &shape[i], e)) return -1;
     return 0;
 }
+
+/* What a device's libraries, tables and the scratch of ops take beside what is counted. */
+enum { LIBRARY_BYTES = 512 << 20 };
 
 /* One batch of the step and the update, in a dry context, and what they take. */
 static void count_step(Trainer *t) {
@@ -59,6 +63,7 @@ static void count_step(Trainer *t) {
     plan_add(plan, c->dev->memory, "activations", plan->activations);
     plan_add(plan, c->dev->memory, "activation gradients", plan->gradients);
     plan_add(plan, c->dev->memory, "workspace", plan->workspace);
+    if (c->dev->queue) plan_add(plan, c->dev->memory, "libraries", LIBRARY_BYTES);
     g->memory(t->self, plan);
 }
 
@@ -167,7 +172,12 @@ static int train(Trainer *t, Err *e) {
             ctx_profile_reset(&t->c);
             t->attn_forward_s = t->attn_backward_s = 0;
         }
-        if (trainer_start(t, step, now, e)) return fail(t, step);
+        if (trainer_start(t, step, now, e)) {
+            const Err why = *e;
+            if (behind && after_step(t, behind, e)) return -1; /* what it has to say comes first */
+            *e = why;
+            return fail(t, step);
+        }
         if (behind && after_step(t, behind, e)) return -1;
         behind = now;
         if (!must_finish(t, step)) continue;
@@ -230,8 +240,11 @@ static void banner(const Trainer *t) {
     const TrainSettings *s = t->s;
     printf("model      %s\n", t->model);
     printf("data       %s\n", t->data);
-    printf("device     %s, %d threads, %.0f GFLOP/s in a matrix product\n", t->c.dev->name,
-           t->c.n_threads, t->log.peak);
+    Err no_gpu = {""};
+    if (t->device_is_auto && t->c.dev != &cuda_device) cuda_device.check(&no_gpu);
+    printf("device     %s, %s, %d threads, %.0f GFLOP/s in a matrix product%s%s\n", t->c.dev->name,
+           dtype_name(t->c.dtype), t->c.n_threads, t->log.peak, no_gpu.text[0] ? "; no cuda: " : "",
+           no_gpu.text);
     printf("attention  %s (%s): %s; mask %s%s%s\n", t->c.attn->name,
            strcmp(s->attn, "auto") ? "as asked" : "the fastest here", t->c.attn->help, s->mask,
            s->score[0] ? "; score " : "", s->score);
@@ -301,10 +314,17 @@ static int open_folder(Trainer *t, Err *e) {
 
 /* ---- what a program can do ---- */
 
+static int measure_peak(Trainer *t, Err *e) {
+    if (trainer_context(t, &t->c, false, e)) return -1;
+    t->log.peak = peak_gflops(&t->c);
+    ctx_free(&t->c);
+    return 0;
+}
+
 static int run_training(Trainer *t, Err *e) {
     const TrainProgram *g = t->program;
-    if (open_training(t, t->s->attn, e)) return -1;
-    t->log.peak = peak_gflops(&t->c); /* before the loader's thread takes its share */
+    /* before the loader's thread takes its share, and in a context that leaves no memory behind */
+    if (measure_peak(t, e) || open_training(t, t->s->attn, e)) return -1;
     if (open_folder(t, e) || open_loader(t, e)) return -1;
     for (int i = 0; i < RUN_UNITS; i++) t->log.unit[i] = g->unit[i];
     t->log.radians = g->radians;
@@ -319,8 +339,8 @@ static int run_plan(Trainer *t, Err *e) {
     const TrainSettings *s = t->s;
     const char *attn = strcmp(s->attn, "all") ? s->attn : "vanilla"; /* which needs the most */
     if (make_plan(t, attn, e)) return -1;
-    if (trainer_context(t, &t->c, false, e)) return -1;
-    plan_print(&t->plan, s->steps, peak_gflops(&t->c));
+    if (measure_peak(t, e)) return -1;
+    plan_print(&t->plan, s->steps, t->log.peak);
     return check_memory(t, 0, e);
 }
 
@@ -414,6 +434,7 @@ static int parse(Trainer *t, int argc, char **argv, Err *e) {
                        g->use);
     if ((s->resume != NULL) + (s->init != NULL) + (s->use != NULL) > 1)
         return err_set(e, "--resume, --init and --%s exclude each other; give one", g->use);
+    t->device_is_auto = !strcmp(s->device, "auto");
     if (train_resolve(s, e) || g->preset(t->self, e)) return -1;
     if (!strcmp(s->attn, "all") && options_preset(&t->options, "steps", COMPARED_STEPS, e))
         return -1;
@@ -459,7 +480,6 @@ int trainer_main(Trainer *t, const TrainProgram *program, TrainSettings *s, void
         program->close(self);
         ctx_free(&t->dry);
         ctx_free(&t->c);
-        for (int i = 0; i < 2; i++) free(t->run[i].loss), free(t->run[i].share);
     }
     if (status) fprintf(stderr, "%s: %s\n", program->name, e.text);
     options_free(&t->options);

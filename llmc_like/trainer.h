@@ -101,12 +101,14 @@ enum { TRAIN_PATH = 4096, TRAIN_META = 4 };
 #define DATA_KEY "data"
 
 /* A step that was started: its figures, as far as they are known, and what the rest comes from. */
+enum { STEP_LOSSES = 1024 };
+
 typedef struct StepRun {
     int64_t step;
     StepFigures f;
-    const double **loss, *norm; /* where losses of parts and the norm will be (ctx_fetch) */
-    double *share;              /* of each part */
-    int n, cap;
+    const double *loss[STEP_LOSSES], *norm; /* where n losses and the norm will be (ctx_fetch) */
+    double share[STEP_LOSSES];              /* of the loss's part */
+    int n;
     uint64_t mark; /* behind all of it */
 } StepRun;
 
@@ -140,7 +142,8 @@ typedef struct Trainer {
     char config[1024];          /* the model's, as JSON */
     MetaPair meta[TRAIN_META];  /* more for the checkpoints */
     int n_meta;
-    double lr;               /* the rate that lines show */
+    double lr; /* the rate that lines show */
+    bool device_is_auto;
     bool mask_is_expression; /* then a checkpoint does not carry it */
     bool skip_large;         /* parts that do not fit are left out, named and counted */
 } Trainer;

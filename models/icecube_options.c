@@ -62,7 +62,9 @@ static const TrainWords words = {
     .presets = "auto|demo|paper|flat-demo|flat-0.5m|flat-5m|flat-10m",
     .preset_help =
         "sizes and schedule to begin with: paper is the specification's hierarchical "
-        "model, flat-* are the flat one by parameters, auto is paper with cuda, else demo",
+        "model, flat-* are the flat one by parameters, auto is paper with cuda, else demo (with "
+        "--model "
+        "flat: flat-demo)",
     .out = "runs/icecube",
     .out_help =
         "folder for all that the run leaves; not named: runs/icecube, or the next free "
@@ -162,11 +164,12 @@ bool ice_is_flat(const IceSettings *s) { return !strcmp(s->model, "flat"); }
 
 int ice_preset(IceSettings *s, Options *o, Err *e) {
     const bool of_flat = !strncmp(s->train.preset, "flat-", 5);
-    if (option_was_set(o, "model") && option_was_set(o, "preset") && of_flat != ice_is_flat(s))
+    const bool named = option_was_set(o, "preset") && !s->train.preset_is_auto;
+    if (option_was_set(o, "model") && named && of_flat != ice_is_flat(s))
         return err_set(e,
                        "--preset %s is of the %s model, and --model is %s; leave one of them out",
                        s->train.preset, of_flat ? "flat" : "hierarchical", s->model);
-    if (ice_is_flat(s) && options_preset(o, "preset", "flat-demo", e)) return -1;
+    if (ice_is_flat(s) && !named) s->train.preset = "flat-demo";
     return preset_apply(presets, s->train.preset, o, e);
 }
 

@@ -173,7 +173,7 @@ static void add_parameters(Wm *m) {
         params_set_exact(p);
         params_add(p, &m->rope.cos, GROUP_ADAM, INIT_COPY, 0, 4, (int64_t[]){1, T, 1, D},
                    "rope_seq.coss");
-        params_set_init_data(p, m->rope_data + (size_t)T * D);
+        params_set_init_data(p, m->rope_data ? m->rope_data + (size_t)T * D : NULL);
         params_set_exact(p);
     }
     for (int l = 0; l < g->n_blocks; l++) add_block(p, &m->block[l], g, l);
@@ -228,36 +228,46 @@ static void rope_fill(const WmConfig *g, float *sin_table, float *cos_table) {
     }
 }
 
+/* The tables of rotation, drawn up on the host (m->rope_data) and given to the device. */
+static int rope_make(Wm *m, const Ctx *c, Err *e) {
+    const int64_t T = wm_tokens(&m->cfg), D = m->cfg.d_model / m->cfg.n_heads, n = T * D;
+    const Memory *memory = c->dev->memory;
+    arena_init(&m->rope_memory, "rope tables", memory, c->dry);
+    if (arena_commit(&m->rope_memory, 2 * sizeof(float) * (size_t)n, e)) return -1;
+    if (!c->dry) {
+        m->rope_data = malloc(2 * sizeof(float) * (size_t)n);
+        CHECK(m->rope_data, "no memory for tables of %lld positions", (long long)T);
+        rope_fill(&m->cfg, m->rope_data, m->rope_data + n);
+    }
+    for (int i = 0; i < 2; i++) {
+        Tensor *t = &m->rope_table[i];
+        *t = (Tensor){.dtype = DT_F32, .ndim = 2, .shape = {T, D}, .name = "rope table"};
+        t->data = arena_alloc(&m->rope_memory, tensor_bytes(t));
+        if (!c->dry) memory->put(t->data, m->rope_data + i * n, tensor_bytes(t));
+    }
+    return 0;
+}
+
 int wm_init(Wm *m, const WmConfig *cfg, const Mask *mask, const Ctx *c, bool training, Err *e) {
     memset(m, 0, sizeof *m);
     if (wm_config_check(cfg, e)) return -1;
     m->cfg = *cfg;
     m->mask = mask;
-    const int T = wm_tokens(cfg), D = cfg->d_model / cfg->n_heads;
     m->block = calloc((size_t)cfg->n_blocks, sizeof *m->block);
-    m->rope_data = malloc(2 * sizeof(float) * (size_t)T * (size_t)D);
-    CHECK(m->block && m->rope_data, "no memory for the tables of %d blocks", cfg->n_blocks);
-    rope_fill(cfg, m->rope_data, m->rope_data + (size_t)T * D);
-    const size_t bytes = sizeof(float) * (size_t)T * (size_t)D;
-    const Memory *memory = c->dev->memory;
-    arena_init(&m->rope_memory, "rope tables", memory, c->dry);
-    if (arena_commit(&m->rope_memory, 2 * bytes, e)) return -1;
-    for (int i = 0; i < 2; i++) {
-        Tensor *t = &m->rope_table[i];
-        *t = (Tensor){.dtype = DT_F32, .ndim = 2, .shape = {T, D}, .name = "rope table"};
-        t->data = arena_alloc(&m->rope_memory, bytes);
-        if (!c->dry) memory->put(t->data, m->rope_data + (size_t)i * T * D, bytes);
-    }
+    CHECK(m->block, "no memory for the tables of %d blocks", cfg->n_blocks);
     m->rope = (Rope){&m->rope_table[0], &m->rope_table[1]};
     params_init(&m->params, c);
-    add_parameters(m);
-    return params_commit(&m->params, training, e);
+    const int status = rope_make(m, c, e);
+    if (status == 0) add_parameters(m);
+    const int committed = status ? -1 : params_commit(&m->params, training, e);
+    free(m->rope_data); /* the device has it */
+    m->rope_data = NULL;
+    return committed;
 }
 
 void wm_free(Wm *m) {
     params_free(&m->params);
     free(m->block);
-    free(m->rope_data);
     if (m->rope_memory.memory) arena_free(&m->rope_memory);
     memset(m, 0, sizeof *m);
 }
@@ -346,9 +356,8 @@ Tensor *wm_forward(Ctx *c, const Wm *m, Tensor *x_t, Tensor *t, Tensor *actions,
 }
 
 void wm_draw(const WmConfig *g, uint64_t seed, uint32_t step, int64_t first, int64_t B,
-             double dropout, float *z, float *t, int32_t *actions) {
-    const int64_t F = g->n_frames, clip = F * g->height * g->width * 3;
-    rng_normal((RngKey){seed, step, RNG_NOISE}, (uint64_t)(first * clip), z, B * clip);
+             double dropout, float *t, int32_t *actions) {
+    const int64_t F = g->n_frames;
     rng_normal((RngKey){seed, step, RNG_NOISE_LEVEL}, (uint64_t)(first * F), t, B * F);
     for (int64_t i = 0; i < B * F; i++) {
         float u;
@@ -356,6 +365,13 @@ void wm_draw(const WmConfig *g, uint64_t seed, uint32_t step, int64_t first, int
         if (u < dropout) actions[i] = 0;
         t[i] = 1.0f / (1.0f + expf(-t[i]));
     }
+}
+
+Tensor *wm_noise(Ctx *c, const WmConfig *g, uint64_t seed, uint32_t step, int64_t first,
+                 int64_t B) {
+    const int64_t clip = (int64_t)g->n_frames * g->height * g->width * 3;
+    const int64_t pictures[] = {B, g->n_frames, g->height, g->width, 3};
+    return op_normal(c, 5, pictures, (RngKey){seed, step, RNG_NOISE}, (uint64_t)(first * clip));
 }
 
 Tensor *wm_loss(Ctx *c, const Wm *m, Tensor *x0, Tensor *z, Tensor *t, Tensor *actions) {

@@ -72,7 +72,7 @@ typedef struct Wm {
     Rope rope;         /* (T, D) tables  */
     Tensor rope_table[2];
     Arena rope_memory;
-    float *rope_data; /* sin, then cos, on the host */
+    float *rope_data; /* sin, then cos, on the host: while wm_init runs */
     const Mask *mask; /* what training and sampling see through; the caller's */
 } Wm;
 
@@ -103,12 +103,14 @@ void wm_cache_commit(Ctx *c, const Wm *m, WmCache *cache, int frames);
  * behind the cached ones. */
 Tensor *wm_forward(Ctx *c, const Wm *m, Tensor *x_t, Tensor *t, Tensor *actions, WmCache *cache);
 
-/* What training draws for B examples, the first of which is number `first` of its step's batch:
- * z (B, F, h, w, 3) normal; t (B, F) = sigmoid(normal), one level a frame (diffusion forcing); and
- * each action (B, F) becomes 0 with probability `dropout`. Numbers depend on (seed, step, example).
- */
+/* What training draws for B examples, the first of which is number `first` of its step's batch: t
+ * (B, F) = sigmoid(normal), one level a frame (diffusion forcing); each action (B, F) becomes 0
+ * with probability `dropout`; and, where the model runs, z (B, F, h, w, 3) normal. Numbers depend
+ * on (seed, step, example). */
 void wm_draw(const WmConfig *cfg, uint64_t seed, uint32_t step, int64_t first, int64_t B,
-             double dropout, float *z, float *t, int32_t *actions);
+             double dropout, float *t, int32_t *actions);
+Tensor *wm_noise(Ctx *c, const WmConfig *cfg, uint64_t seed, uint32_t step, int64_t first,
+                 int64_t B);
 
 /* mean((model(x0 - t (x0 - z), t, actions) - (x0 - z))^2), float64 (1). */
 Tensor *wm_loss(Ctx *c, const Wm *m, Tensor *x0, Tensor *z, Tensor *t, Tensor *actions);

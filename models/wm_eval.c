@@ -11,17 +11,16 @@ static double batch_loss(Ctx *c, const Wm *m, WmClipFn clip, const void *user, i
     const int64_t F = g->n_frames, pixels = F * g->height * g->width * 3;
     ctx_step_begin(c);
     float *x = ctx_host(c, sizeof *x * (size_t)(B * pixels));
-    float *z = ctx_host(c, sizeof *z * (size_t)(B * pixels));
     float *t = ctx_host(c, sizeof *t * (size_t)(B * F));
     int32_t *ids = ctx_host(c, sizeof *ids * (size_t)(B * F));
     for (int i = 0; i < B; i++) clip(user, (uint64_t)(first + i), x + i * pixels, ids + i * F);
-    wm_draw(g, seed, 0, first, B, 0.0, z, t, ids);
+    wm_draw(g, seed, 0, first, B, 0.0, t, ids);
     for (int64_t i = 0; i < B * F && level >= 0; i++) t[i] = level;
     const int64_t pictures[] = {B, F, g->height, g->width, 3};
-    const Tensor *loss = wm_loss(c, m, ctx_input(c, "x0", DT_F32, 5, pictures, x),
-                                 ctx_input(c, "z", DT_F32, 5, pictures, z),
-                                 ctx_input(c, "t", DT_F32, 2, pictures, t),
-                                 ctx_input(c, "actions", DT_I32, 2, pictures, ids));
+    const Tensor *loss =
+        wm_loss(c, m, ctx_input(c, "x0", DT_F32, 5, pictures, x), wm_noise(c, g, seed, 0, first, B),
+                ctx_input(c, "t", DT_F32, 2, pictures, t),
+                ctx_input(c, "actions", DT_I32, 2, pictures, ids));
     return *(const double *)ctx_read(c, loss);
 }
 

@@ -234,6 +234,11 @@ static void call_mix(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_mix(c, in[0], in[1] ? in[1] : in[0], in[2], in[3], k->a);
 }
 
+static void call_normal(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
+    (void)in; /* a: how many, b: from which on */
+    out[0] = op_normal(c, 1, (int64_t[]){k->a}, (RngKey){5, 7, RNG_TEST}, (uint64_t)k->b);
+}
+
 static void call_pad(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     out[0] = op_pad(c, in[0], k->a); /* a: columns */
 }
@@ -441,6 +446,9 @@ static const Case cases[] = {
     {OP_RMSNORM, call_rmsnorm, {R(4, 1032)}, 0, 0},
     {OP_MIX, call_mix, {R(3, 48), R(3, 48), E(3), E(3)}, 1, 0},
     {OP_PAD, call_pad, {T(13, 16)}, 32, 0},
+    {OP_NORMAL, call_normal, {NONE}, 1, 0},
+    {OP_NORMAL, call_normal, {NONE}, 4099, 3},
+    {OP_NORMAL, call_normal, {NONE}, 20000, 8},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

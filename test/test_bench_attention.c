@@ -46,8 +46,13 @@ static void no_number(void **state) {
     assert_true(isnan(max_error(state, "sample", "vanilla", score)));
 }
 
+/* What the device does not compute in is refused, not measured in something else. */
+static void dtype(void **state) {
+    cli_refused(cli_run(state, "--case", "sample", "--dtype", "bf16"), "--dtype|float32 alone");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(worse), cmocka_unit_test(alone),
-                                       cmocka_unit_test(no_number)};
+                                       cmocka_unit_test(no_number), cmocka_unit_test(dtype)};
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -35,10 +35,12 @@ static void to_host(T *to, T *from, size_t n) {
     CUDA(NULL, cudaFree(from));
 }
 
+static __constant__ float shift[2] = {-1, 1};
+
 static __global__ void add_kernel(float *y, const float *x, float a, int64_t n) {
     const int64_t i = global_thread();
     if (i >= n) return;
-    y[i] = a + x[i];
+    y[i] = a + x[i] + shift[i % 2];
 }
 
 static void test_elementwise(void **) {
@@ -48,7 +50,7 @@ static void test_elementwise(void **) {
     float *dx = to_device(x, N), *dy = to_device<float>(NULL, N);
     launch(NULL, add_kernel, grid_for(N), BLOCK, 0, dy, dx, 0.5f, N);
     to_host(y, dy, N);
-    for (int i = 0; i < N; i++) assert_true(y[i] == (float)i + 0.5f);
+    for (int i = 0; i < N; i++) assert_true(y[i] == (float)i + (i % 2 ? 1.5f : -0.5f));
     CUDA(NULL, cudaFree(dx));
 }
 
@@ -184,8 +186,8 @@ static void test_atomics(void **) {
  * copied to shared memory in two groups ---- */
 
 static __global__ void product_kernel(float *C, const bf16 *A, const bf16 *B) {
-    __shared__ __align__(16) bf16 a[16][16];
-    __shared__ __align__(16) bf16 b[16][16];
+    __shared__ __align__(16) bf16 a[16][16 + 8]; /* so that rows lie in different banks */
+    __shared__ __align__(16) bf16 b[16][16 + 8];
     const int lane = (int)threadIdx.x;
     cp_async_16(&a[lane / 2][lane % 2 * 8], A + lane * 8, true);
     cp_async_commit();

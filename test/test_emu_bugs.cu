@@ -11,6 +11,8 @@ extern "C" {
 #include <cmocka.h>
 }
 
+#include <cublasLt.h>
+
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/ptx.cuh"
 
@@ -182,6 +184,18 @@ static void misaligned_row() {
     launch(NULL, misaligned_row_kernel, 1, 32, 32 * 5 * sizeof(float), zeros<float>(32));
 }
 
+static __global__ void same_banks_kernel(float *y) {
+    uint32_t r[4];
+    float *row = (float *)shared_block() + 16 * threadIdx.x;
+    for (int i = 0; i < 4; i++) row[i] = 0;
+    __syncwarp();
+    ldmatrix_x4(r, row);
+    y[threadIdx.x] = __uint_as_float(r[0]);
+}
+static void same_banks() {
+    launch(NULL, same_banks_kernel, 1, 32, 32 * 16 * sizeof(float), zeros<float>(32));
+}
+
 /* ---- bounds ---- */
 
 static __global__ void past_tile_kernel(float *y, int n) {
@@ -263,6 +277,36 @@ static void reads_earlier_block() {
 }
 static void reads_later_block() { launch(NULL, neighbour_kernel, 4, 32, 0, zeros<float>(8), 1); }
 
+/* ---- cuBLASLt: D = A A, 4 x 4; all is said to be aligned to 16 bytes ---- */
+
+static void product(float *A, float *D) {
+    const uint32_t alignment = 16;
+    const float one = 1, zero = 0;
+    cublasLtHandle_t blas;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t l;
+    cublasLtMatmulPreference_t wishes;
+    cublasLtMatmulHeuristicResult_t best;
+    int found = 0;
+    cublasLtCreate(&blas);
+    cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasLtMatrixLayoutCreate(&l, CUDA_R_32F, 4, 4, 4);
+    cublasLtMatmulPreferenceCreate(&wishes);
+    for (int i = 0; i < 4; i++)
+        cublasLtMatmulPreferenceSetAttribute(
+            wishes,
+            (cublasLtMatmulPreferenceAttributes_t)(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i),
+            &alignment, sizeof alignment);
+    cublasLtMatmulAlgoGetHeuristic(blas, desc, l, l, l, l, wishes, 1, &best, &found);
+    cublasLtMatmul(blas, desc, &one, A, l, A, l, &zero, D, l, D, l, &best.algo, NULL, 0, NULL);
+}
+static void product_short() { product(zeros<float>(15), zeros<float>(16)); }
+static void product_unaligned() { product(zeros<float>(17) + 1, zeros<float>(16)); }
+static void product_in_place() {
+    float *A = zeros<float>(28);
+    product(A, A + 12);
+}
+
 /* ---- limits ---- */
 
 static void too_many_threads() { launch(NULL, scale_kernel, 1, 1025, 0, zeros<float>(1), 0); }
@@ -303,6 +347,7 @@ static const Bug bugs[] = {
     {"copy overwrites", copy<OVERWRITES>, "race: writes byte", NULL},
     {"misaligned copy", misaligned_copy, "cp_async_16 (test/test_emu_bugs.cu:", ""},
     {"misaligned row", misaligned_row, "is not aligned to 16 bytes", ""},
+    {"rows in the same banks", same_banks, "row 2 of matrix 0 lies in the banks of a row", ""},
     {"past the tile", past_tile, "at byte 128 of dynamic shared memory", "buffer-overflow"},
     {"past the array", past_array<32>, "index 32 is outside of the array", "out of bounds"},
     {"never written", past_array<33>, UNWRITTEN, NULL},
@@ -316,6 +361,9 @@ static const Bug bugs[] = {
     {"same place", same_place, "which another block wrote", NULL},
     {"reads an earlier block's", reads_earlier_block, "which another block wrote", NULL},
     {"reads a later block's", reads_later_block, "which another block read", NULL},
+    {"product of too little", product_short, "64 bytes at ", ""},
+    {"product not aligned", product_unaligned, "is not aligned to the 16 bytes", ""},
+    {"product in place", product_in_place, "D overlaps A", ""},
     {"too many threads", too_many_threads, "at most 1024", ""},
     {"too much shared memory", too_much_shared, "at most 232448", ""},
 };

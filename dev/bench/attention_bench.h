@@ -15,7 +15,7 @@ enum { MAX_REPEATS = 200, MAX_BACKENDS = 16, ROOF_N = 1024 };
 
 typedef struct Bench {
     int batch, threads, repeats;
-    const char *name, *attn, *mask, *score, *device, *json;
+    const char *name, *attn, *mask, *score, *device, *dtype, *json;
 } Bench;
 
 /* One backend's measurements, a number a turn. */
@@ -43,7 +43,11 @@ static inline double bench_worse(double a, double b) {
     return isnan(a) || isnan(b) ? NAN : fmax(a, b);
 }
 
-/* Seconds of a product of ROOF_N x ROOF_N matrices; gemm holds three of them. */
+/* A context on the device and in the dtype asked for. */
+int bench_context(const Bench *o, Ctx *c, Err *e);
+
+/* GFLOP/s of the device's product; where that is the host's, of ROOF_N x ROOF_N matrices, of which
+ * gemm holds three. */
 double bench_roof(Ctx *c, float *gemm);
 
 /* Adds a field to a JSON object. */

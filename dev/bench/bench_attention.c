@@ -2,13 +2,15 @@
  * product's roof measured in the same turns.
  *
  *   ./bench_attention [--case wm|tiny|toy-wm|sample|icecube] [--batch N] [--attn NAME]
- *                     [--mask M] [--score S] [--threads N] [--repeats N] [--json FILE]
+ *                     [--mask M] [--score S] [--device NAME] [--dtype NAME] [--threads N]
+ *                     [--repeats N] [--json FILE]
  *
  * The flex backends get the mask as an expression where none is given, since that is what they are
  * for; the others get its name. Work is counted by visible pairs: 4 D flops a pair forward, 10 D
  * backward. The share of the roof is that work over the time, divided by the rate of a product of
- * 1024 x 1024 matrices. max_error: the largest difference of out, dq, dk and dv from the plain
- * loops in float64, on the first head, over the largest entry of each.
+ * 1024 x 1024 matrices (on a GPU: of 8192 x 8192 in the same dtype). max_error: the largest
+ * difference of out, dq, dk and dv from the plain loops in float64, on the first head, over the
+ * largest entry of each.
  *
  * --case icecube is a whole layer, forward, on batches of documents: see attention_layer.c. */
 #include <cjson/cJSON.h>
@@ -18,6 +20,7 @@
 #include <string.h>
 
 #include "dev/bench/attention_bench.h"
+#include "dev/bench/on_device.h"
 #include "llmc_like/fsio.h"
 #include "llmc_like/options.h"
 #include "llmc_like/philox.h"
@@ -35,9 +38,11 @@ static const Case cases[] = {{"wm", 1, 6, 1950, 1950, 64, 65},
                              {"toy-wm", 1, 20, 1950, 1950, 16, 65},
                              {"sample", 1, 6, 65, 1950, 64, 65}};
 
+/* What a call reads and writes, in the device's memory. */
+enum { Q, K, V, DOUT, OUT, DQ, DK, DV, LSE, N_TENSORS };
+
 typedef struct Tensors {
-    float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse, *gemm;
-    size_t queries, keys;
+    Tensor t[N_TENSORS];
 } Tensors;
 
 float *bench_normals(uint32_t stream, size_t n, int D, bool unit) {
@@ -53,20 +58,21 @@ float *bench_normals(uint32_t stream, size_t n, int D, bool unit) {
     return x;
 }
 
-static AttnArgs arguments(const Case *s, Tensors *t) {
+static AttnArgs arguments(Ctx *c, const Case *s, Tensors *all) {
     const int64_t row = (int64_t)s->heads * s->head_size;
-    t->queries = (size_t)s->batch * (size_t)s->queries * (size_t)row;
-    t->keys = (size_t)s->batch * (size_t)s->keys * (size_t)row;
-    t->q = bench_normals(0, t->queries, s->head_size, true);
-    t->k = bench_normals(1, t->keys, s->head_size, true);
-    t->v = bench_normals(2, t->keys, s->head_size, false);
-    t->dout = bench_normals(3, t->queries, s->head_size, false);
-    t->out = bench_normals(4, t->queries, s->head_size, false);
-    t->dq = bench_normals(5, t->queries, s->head_size, false);
-    t->dk = bench_normals(6, t->keys, s->head_size, false);
-    t->dv = bench_normals(7, t->keys, s->head_size, false);
-    t->lse = bench_normals(8, (size_t)s->batch * (size_t)s->heads * (size_t)s->queries, 1, false);
-    t->gemm = bench_normals(9, 3 * ROOF_N * ROOF_N, 1, false);
+    Tensor *t = all->t;
+    for (int i = 0; i < N_TENSORS; i++) {
+        const bool of_keys = i == K || i == V || i == DK || i == DV;
+        t[i] =
+            (Tensor){.dtype = c->dtype,
+                     .ndim = 4,
+                     .shape = {s->batch, of_keys ? s->keys : s->queries, s->heads, s->head_size}};
+        if (i == LSE)
+            t[i] = (Tensor){.dtype = DT_F32, .ndim = 3, .shape = {s->batch, s->heads, s->queries}};
+        float *x = bench_normals((uint32_t)i, (size_t)tensor_numel(&t[i]), s->head_size, i <= K);
+        device_tensor(c, &t[i], x);
+        free(x);
+    }
     const AttnStride queries = {s->queries * row, row, s->head_size},
                      keys = {s->keys * row, row, s->head_size};
     return (AttnArgs){.B = s->batch,
@@ -74,79 +80,78 @@ static AttnArgs arguments(const Case *s, Tensors *t) {
                       .Tq = s->queries,
                       .Tk = s->keys,
                       .D = s->head_size,
-                      .dtype = DT_F32,
+                      .dtype = c->dtype,
                       .scale = 1,
                       .offset = s->keys - s->queries,
-                      .q = t->q,
-                      .k = t->k,
-                      .v = t->v,
+                      .q = t[Q].data,
+                      .k = t[K].data,
+                      .v = t[V].data,
                       .qs = queries,
                       .ks = keys,
                       .vs = keys,
                       .os = queries,
-                      .out = t->out,
-                      .lse = t->lse,
-                      .dout = t->dout,
-                      .dq = t->dq,
-                      .dk = t->dk,
-                      .dv = t->dv};
+                      .out = t[OUT].data,
+                      .lse = t[LSE].data,
+                      .dout = t[DOUT].data,
+                      .dq = t[DQ].data,
+                      .dk = t[DK].data,
+                      .dv = t[DV].data};
 }
 
-static void tensors_free(Tensors *t) {
-    float *all[] = {t->q, t->k, t->v, t->dout, t->out, t->dq, t->dk, t->dv, t->lse, t->gemm};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+/* The first head of the first sample, (T, D) in float64, from or behind `to`; where it ends. */
+static double *read_head(Ctx *c, const Tensor *t, double *to) {
+    const int64_t T = t->shape[1], D = t->shape[3], row = t->shape[2] * D;
+    Tensor sample = *t;
+    sample.shape[0] = 1;
+    const float *x = ctx_read_f32(c, &sample);
+    for (int64_t i = 0; i < T * D; i++) to[i] = (double)x[i / D * row + i % D];
+    return to + T * D;
 }
 
-/* The first head in float64 by the plain loops: out, dq, dk, dv behind each other, (T, D) each. */
-static double *first_head(const AttnArgs *a) {
+/* Its out, dq, dk and dv by the plain loops in float64, behind each other; the caller frees them.
+ */
+static double *first_head(Ctx *c, const AttnArgs *a, const Tensors *t) {
     const size_t nq = (size_t)a->Tq * (size_t)a->D, nk = (size_t)a->Tk * (size_t)a->D;
-    const size_t inputs = 2 * nq + 2 * nk, outputs = inputs;
-    double *x = malloc(sizeof *x * (inputs + outputs + (size_t)a->Tq + (size_t)a->Tk));
+    const size_t outputs = 2 * nq + 2 * nk;
+    double *x = malloc(sizeof *x * (2 * outputs + (size_t)a->Tq + (size_t)a->Tk));
     CHECK(x, "no memory for the reference");
     AttnArgs one = *a;
-    double *q = x + outputs, *dout = q + nq, *k = dout + nq, *v = k + nk;
-    for (size_t i = 0; i < nq; i++) {
-        const size_t at = i / (size_t)a->D * (size_t)a->qs.t + i % (size_t)a->D;
-        q[i] = (double)((const float *)a->q)[at];
-        dout[i] = (double)((const float *)a->dout)[at];
-    }
-    for (size_t i = 0; i < nk; i++) {
-        const size_t at = i / (size_t)a->D * (size_t)a->ks.t + i % (size_t)a->D;
-        k[i] = (double)((const float *)a->k)[at];
-        v[i] = (double)((const float *)a->v)[at];
-    }
+    double *q = x + outputs, *k = read_head(c, &t->t[Q], q), *v = read_head(c, &t->t[K], k),
+           *dout = read_head(c, &t->t[V], v), *lse = read_head(c, &t->t[DOUT], dout);
     one.B = one.H = 1;
     one.dtype = DT_F64;
     one.qs = one.ks = one.vs = one.os = (AttnStride){0, a->D, 0};
     one.q = q, one.dout = dout, one.k = k, one.v = v;
     one.out = x, one.dq = x + nq, one.dk = x + 2 * nq, one.dv = x + 2 * nq + nk;
-    one.lse = x + outputs + inputs;
-    one.workspace = x + outputs + inputs + a->Tq;
+    one.lse = lse;
+    one.workspace = lse + a->Tq;
     plain_attn(&one, false);
     plain_attn(&one, true);
     return x;
 }
 
-static double error_of(const float *got, int64_t stride, const double *expected, int T, int D) {
-    double worst = 0, largest = 0;
-    for (int t = 0; t < T; t++)
-        for (int d = 0; d < D; d++) {
-            const double e = expected[(size_t)t * (size_t)D + (size_t)d];
-            worst = bench_worse(worst, fabs((double)got[t * stride + d] - e));
-            largest = fmax(largest, fabs(e));
+static double max_error(Ctx *c, const Tensors *t, const double *expected) {
+    static const int results[] = {OUT, DQ, DK, DV};
+    double error = 0;
+    for (size_t r = 0; r < sizeof results / sizeof *results; r++) {
+        const Tensor *y = &t->t[results[r]];
+        const int64_t n = y->shape[1] * y->shape[3];
+        double worst = 0, largest = 0, *got = malloc(sizeof *got * (size_t)n);
+        CHECK(got, "no memory for %lld numbers", (long long)n);
+        read_head(c, y, got);
+        for (int64_t i = 0; i < n; i++) {
+            worst = bench_worse(worst, fabs(got[i] - expected[i]));
+            largest = fmax(largest, fabs(expected[i]));
         }
-    return worst / largest;
-}
-
-static double max_error(const AttnArgs *a, const double *x) {
-    const size_t nq = (size_t)a->Tq * (size_t)a->D, nk = (size_t)a->Tk * (size_t)a->D;
-    double e = error_of(a->out, a->os.t, x, a->Tq, a->D);
-    e = bench_worse(e, error_of(a->dq, a->qs.t, x + nq, a->Tq, a->D));
-    e = bench_worse(e, error_of(a->dk, a->ks.t, x + 2 * nq, a->Tk, a->D));
-    return bench_worse(e, error_of(a->dv, a->vs.t, x + 2 * nq + nk, a->Tk, a->D));
+        error = bench_worse(error, worst / largest);
+        expected += n;
+        free(got);
+    }
+    return error;
 }
 
 double bench_roof(Ctx *c, float *gemm) {
+    if (c->dev->peak) return c->dev->peak(c);
     double best = INFINITY;
     float *a = gemm, *b = a + ROOF_N * ROOF_N, *product = b + ROOF_N * ROOF_N;
     for (int i = 0; i < ROOF_CALLS; i++) {
@@ -155,28 +160,35 @@ double bench_roof(Ctx *c, float *gemm) {
                      ROOF_N);
         best = fmin(best, now_s() - t0);
     }
-    return best;
+    return 2e-9 * ROOF_N * ROOF_N * ROOF_N / best;
 }
 
-/* The turns: each backend once, forward and backward, then the roof. The first turn warms up. */
-static double measure(Ctx *c, AttnArgs *a, const Tensors *t, Row *row, int n, int repeats) {
-    static double roof_s[MAX_REPEATS];
+/* The turns: each backend once, forward and backward, then the roof, whose GFLOP/s are returned.
+ * The first turn warms up. */
+static double measure(Ctx *c, AttnArgs *a, Row *row, int n, int repeats) {
+    static double roof[MAX_REPEATS];
+    float *gemm = bench_normals(9, 3 * ROOF_N * ROOF_N, 1, false);
     for (int r = -1; r < repeats; r++) {
         for (int i = 0; i < n; i++) {
+            double forward_s = 0, backward_s = 0;
             c->attn = row[i].backend;
             a->mask = row[i].mask;
-            const double t0 = now_s();
+            if (c->dev->queue) attn_run(c, a, false); /* busy while the host starts the rest */
+            ctx_lap(c, CLOCK_PHASE, NULL);
             attn_run(c, a, false);
-            const double t1 = now_s();
+            ctx_lap(c, CLOCK_PHASE, &forward_s);
             attn_run(c, a, true);
+            ctx_lap(c, CLOCK_PHASE, &backward_s);
+            ctx_wait(c, ctx_mark(c));
             if (r < 0) continue;
-            row[i].forward_s[r] = t1 - t0;
-            row[i].backward_s[r] = now_s() - t1;
+            row[i].forward_s[r] = forward_s;
+            row[i].backward_s[r] = backward_s;
         }
-        const double s = bench_roof(c, t->gemm);
-        if (r >= 0) roof_s[r] = s;
+        const double gflops = bench_roof(c, gemm);
+        if (r >= 0) roof[r] = gflops;
     }
-    return 2.0 * ROOF_N * ROOF_N * ROOF_N / median(roof_s, repeats);
+    free(gemm);
+    return median(roof, repeats);
 }
 
 void bench_number(cJSON *o, const char *name, double x) { cJSON_AddNumberToObject(o, name, x); }
@@ -184,18 +196,21 @@ void bench_number(cJSON *o, const char *name, double x) { cJSON_AddNumberToObjec
 static int report(const Bench *o, const Ctx *c, const AttnArgs *a, Row *row, int n, double rate,
                   Err *e) {
     cJSON *all = cJSON_CreateArray();
-    printf("%s  B %d  H %d  Tq %d  Tk %d  D %d  %s  threads %d  roof %.0f GFLOP/s\n", o->name, a->B,
-           a->H, a->Tq, a->Tk, a->D, c->dev->name, c->n_threads, 1e-9 * rate);
-    printf("backend     forward ms  of roof  backward ms  of roof  sum ms  max error  mask\n");
+    printf("%s  B %d  H %d  Tq %d  Tk %d  D %d  %s  %s  threads %d  roof %.0f GFLOP/s\n", o->name,
+           a->B, a->H, a->Tq, a->Tk, a->D, dtype_name(a->dtype), c->dev->name, c->n_threads, rate);
+    printf(
+        "backend     forward ms  TFLOP/s  of roof  backward ms  TFLOP/s  of roof  sum ms  "
+        "max error  mask\n");
     for (int i = 0; i < n; i++) {
         const double visible = mask_visible(row[i].mask, a->Tq, a->Tk, a->offset) * a->B * a->H;
         const double forward = median(row[i].forward_s, o->repeats),
                      backward = median(row[i].backward_s, o->repeats),
-                     forward_flops = 4.0 * visible * a->D, backward_flops = 2.5 * forward_flops;
-        printf("%-10s  %10.2f  %6.1f%%  %11.2f  %6.1f%%  %6.2f  %9.1e  %s\n", row[i].backend->name,
-               1e3 * forward, 100 * forward_flops / forward / rate, 1e3 * backward,
-               100 * backward_flops / backward / rate, 1e3 * (forward + backward), row[i].max_error,
-               row[i].mask->text);
+                     forward_gflop = 4e-9 * visible * a->D, backward_gflop = 2.5 * forward_gflop;
+        printf("%-10s  %10.3f  %7.2f  %6.1f%%  %11.3f  %7.2f  %6.1f%%  %6.2f  %9.1e  %s\n",
+               row[i].backend->name, 1e3 * forward, 1e-3 * forward_gflop / forward,
+               100 * forward_gflop / forward / rate, 1e3 * backward,
+               1e-3 * backward_gflop / backward, 100 * backward_gflop / backward / rate,
+               1e3 * (forward + backward), row[i].max_error, row[i].mask->text);
         cJSON *j = cJSON_CreateObject();
         cJSON_AddItemToArray(all, j);
         cJSON_AddStringToObject(j, "backend", row[i].backend->name);
@@ -208,9 +223,9 @@ static int report(const Bench *o, const Ctx *c, const AttnArgs *a, Row *row, int
         cJSON_AddStringToObject(j, "device", c->dev->name);
         bench_number(j, "threads", c->n_threads);
         bench_number(j, "batch", a->B);
-        bench_number(j, "forward_gflop", 1e-9 * forward_flops);
-        bench_number(j, "backward_gflop", 1e-9 * backward_flops);
-        bench_number(j, "roof_gflops", 1e-9 * rate);
+        bench_number(j, "forward_gflop", forward_gflop);
+        bench_number(j, "backward_gflop", backward_gflop);
+        bench_number(j, "roof_gflops", rate);
     }
     return bench_save(o, all, e);
 }
@@ -245,6 +260,13 @@ int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mas
     return n;
 }
 
+int bench_context(const Bench *o, Ctx *c, Err *e) {
+    if (ctx_init(c, o->device, o->threads, 1, false, e)) return -1;
+    if (!strcmp(o->dtype, "auto"))
+        return ctx_set_dtype(c, c->dev->has_bf16 ? "bf16" : "float32", e);
+    return ctx_set_dtype(c, o->dtype, e);
+}
+
 static int bench(const Bench *o, Err *e) {
     if (!strcmp(o->name, "icecube")) return layer_bench(o, e);
     Case s = cases[0];
@@ -259,30 +281,30 @@ static int bench(const Bench *o, Err *e) {
                   s.heads, e) ||
         mask_init(&written, o->mask ? o->mask : expression, o->score, s.keys, s.frame, s.batch,
                   s.heads, e) ||
-        ctx_init(&c, o->device, o->threads, 1, false, e))
+        bench_context(o, &c, e))
         return -1;
     Tensors t;
-    AttnArgs a = arguments(&s, &t);
+    AttnArgs a = arguments(&c, &s, &t);
     Row *row = calloc(MAX_BACKENDS, sizeof *row);
     CHECK(row, "no memory for the results");
     a.mask = &named;
     int n = bench_rows(o, &c, &a, &named, &written, row, e), status = n < 0 ? -1 : 0;
     if (!status) {
-        const double rate = measure(&c, &a, &t, row, n, o->repeats);
+        const double rate = measure(&c, &a, row, n, o->repeats);
         a.mask = &named;
-        double *expected = first_head(&a);
+        double *expected = first_head(&c, &a, &t);
         for (int i = 0; i < n; i++) { /* once more each, since all wrote to the same tensors */
             c.attn = row[i].backend;
             a.mask = row[i].mask;
             attn_run(&c, &a, false);
             attn_run(&c, &a, true);
-            row[i].max_error = max_error(&a, expected);
+            row[i].max_error = max_error(&c, &t, expected);
         }
         free(expected);
         status = report(o, &c, &a, row, n, rate, e);
     }
     free(row);
-    tensors_free(&t);
+    for (int i = 0; i < N_TENSORS; i++) device_give(&c, &t.t[i]);
     ctx_free(&c);
     mask_free(&named);
     mask_free(&written);
@@ -303,7 +325,10 @@ int main(int argc, char **argv) {
          "an expression",
          NULL},
         {"score", OPT_STRING, &o.score, "", 0, 0, "score expression", NULL},
-        {"device", OPT_STRING, &o.device, "cpu", 0, 0, "cpu, or one of its builds by name", NULL},
+        {"device", OPT_STRING, &o.device, "cpu", 0, 0, "cpu, one of its builds by name, or cuda",
+         NULL},
+        {"dtype", OPT_STRING, &o.dtype, "auto", 0, 0, "auto: bf16 with cuda, else float32",
+         "auto|float32|bf16"},
         {"threads", OPT_INT, &o.threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
         {"repeats", OPT_INT, &o.repeats, "15", 1, MAX_REPEATS, "turns; medians count", NULL},
         {"json", OPT_STRING, &o.json, NULL, 0, 0, "file for the results", NULL},

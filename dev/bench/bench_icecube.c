@@ -1,22 +1,25 @@
 /* What training and inference of the hierarchical IceCube model cost: events a second at batches of
  * events as icecube_law.h has them.
  *
- *   ./bench_icecube [--batch N] [--attn NAME] [--max-pulses N] [--threads N] [--repeats N]
- *                   [--profile] [--json FILE]
+ *   ./bench_icecube [--batch N] [--attn NAME] [--max-pulses N] [--device NAME] [--dtype NAME]
+ *                   [--threads N] [--repeats N] [--profile] [--json FILE]
  *   ./bench_icecube --batch N --counts FILE
  *
  * A training step is forward, backward, gradient norm and AdamW; inference is forward alone. Both
  * go in parts of at most max-pulses pulses, as train_icecube's do. The batch is collated once:
- * loading is bench_loader's. roof: the share of the step's matrix products in what a product of
- * 1024 x 1024 matrices reaches in the same turns. --counts writes the batch's DOMs by event and
+ * loading is bench_loader's, but its way to the GPU counts. A time ends when the device is done.
+ * roof: the share of the step's matrix products in what a product of 1024 x 1024 matrices (on a
+ * GPU: of 8192 x 8192) reaches in the same turns. --counts writes the batch's DOMs by event and
  * pulses by DOM for a peer that is to do the same work, and measures nothing. */
 #include <cjson/cJSON.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "dev/bench/icecube_law.h"
+#include "dev/bench/on_device.h"
 #include "llmc_like/metrics.h"
 #include "llmc_like/optim.h"
 #include "llmc_like/options.h"
@@ -28,7 +31,7 @@ enum { MAX_REPEATS = 200, SIZES = 3 };
 typedef struct Bench {
     int batch, max_pulses, threads, repeats;
     bool profile;
-    const char *attn, *device, *json, *counts;
+    const char *attn, *device, *dtype, *json, *counts;
     double dropout;
 } Bench;
 
@@ -147,7 +150,7 @@ static double train_step(Run *r, int step) {
         tape_backward(&r->c, op_angle_loss(&r->c, x, y), share);
     }
     optim_step(&r->c, &r->optim, &r->m.params, 1, 1);
-    return now_s() - t0;
+    return done_s(&r->c) - t0;
 }
 
 static double inference(Run *r) {
@@ -155,7 +158,7 @@ static double inference(Run *r) {
     r->c.recording = false;
     for (int i = 0; i < r->n_parts; i++) forward(r, i, 0);
     r->c.recording = true;
-    return now_s() - t0;
+    return done_s(&r->c) - t0;
 }
 
 static double step_flops(const Run *r) {
@@ -176,7 +179,9 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
     ctx_profile_reset(&r->c);
     train_step(r, 2);
     const double flops = step_flops(r);
+    const double memory = arenas_mib(&r->c);
     ctx_profile_reset(&r->c);
+    r->c.profiling |= o->profile;
     for (int i = 0; i < o->repeats; i++) {
         train_s[i] = train_step(r, 3 + i);
         if (!o->profile) inference_s[i] = inference(r), roof[i] = peak_gflops(&r->c);
@@ -189,7 +194,6 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
         return;
     }
     const double infer = median(inference_s, o->repeats), gflops = median(roof, o->repeats);
-    const double memory = arenas_mib(&r->c);
     printf("%6d %7d %6d %9.1f %9.0f %6.1f%% %9.1f %9.0f %9.0f\n", r->events, r->pulses, r->doms,
            1e3 * train, r->events / train, 1e-7 * flops / train / gflops, 1e3 * infer,
            r->events / infer, memory);
@@ -213,6 +217,7 @@ static void measure(const Bench *o, Run *r, cJSON *all) {
         cJSON_AddNumberToObject(j, row[i].name, row[i].value);
     cJSON_AddStringToObject(j, "attn", r->c.attn->name);
     cJSON_AddStringToObject(j, "device", r->c.dev->name);
+    cJSON_AddStringToObject(j, "dtype", dtype_name(r->c.dtype));
 }
 
 /* Device, attention and model for r's batch; dry: they count and compute nothing. */
@@ -224,6 +229,8 @@ static int run_open(Run *r, const Bench *o, bool dry, Err *e) {
         mask_init_documents(&r->event_mask, "document", "", g.n_heads, e) ||
         ctx_init(&r->c, o->device, o->threads, 1, dry, e))
         return -1;
+    const char *best = r->c.dev->has_bf16 ? "bf16" : "float32";
+    if (ctx_set_dtype(&r->c, strcmp(o->dtype, "auto") ? o->dtype : best, e)) return -1;
     const Part *b = &r->part[0];
     mask_set_documents(&r->dom_mask, b->dom_offsets, b->M);
     const AttnArgs shape = attn_shape(1, g.n_heads, b->N, g.d_model / g.n_heads, &r->dom_mask);
@@ -293,7 +300,10 @@ int main(int argc, char **argv) {
         {"dropout", OPT_DOUBLE, &o.dropout, "0.1", 0, 0.99, "of the model", NULL},
         {"threads", OPT_INT, &o.threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
         {"repeats", OPT_INT, &o.repeats, "7", 1, MAX_REPEATS, "turns; medians count", NULL},
-        {"device", OPT_STRING, &o.device, "cpu", 0, 0, "cpu, or one of its builds by name", NULL},
+        {"device", OPT_STRING, &o.device, "cpu", 0, 0, "cpu, one of its builds by name, or cuda",
+         NULL},
+        {"dtype", OPT_STRING, &o.dtype, "auto", 0, 0, "auto: bf16 with cuda, else float32",
+         "auto|float32|bf16"},
         {"profile", OPT_FLAG, &o.profile, "off", 0, 0, "time by op of training, no inference",
          NULL},
         {"json", OPT_STRING, &o.json, NULL, 0, 0, "file for the results", NULL},

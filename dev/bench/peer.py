@@ -1,4 +1,4 @@
-"""What the two peer benchmarks share: a fair allocator for PyTorch, children in turns, a table."""
+"""What the peer benchmarks share: a fair allocator for PyTorch, children in turns, a table."""
 import json
 import os
 import statistics
@@ -17,13 +17,44 @@ def keep_freed_memory():
         os.execv(sys.executable, [sys.executable] + sys.argv)
 
 
-def need_torch():
+def need_torch(device="cpu"):
+    """PyTorch, whose tensors are made on the device where nothing else is said."""
     try:
         import torch
     except ImportError:
         sys.exit("this needs PyTorch: python3 -m venv VENV && VENV/bin/pip install torch numpy, "
                  "then make bench-peer PYTHON=VENV/bin/python")
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"--device cuda: PyTorch {torch.__version__} finds no GPU; use --device cpu")
+    torch.set_default_device(device)
     return torch
+
+
+def add_device(parser):
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"),
+                        help="cuda: everything in bf16; else in float32")
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="begins nothing new after that; what was left out is named")
+
+
+def dtype_of(torch, device):
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+class Clock:
+    """Whether there is time to begin something; what had none is listed."""
+
+    def __init__(self, seconds):
+        self.end, self.left_out = time.monotonic() + seconds, {}
+
+    def allows(self, name):
+        if time.monotonic() > self.end:
+            self.left_out[name] = None
+        return time.monotonic() <= self.end
+
+    def report(self):
+        if self.left_out:
+            print("no time was left for (a round of):", ", ".join(self.left_out))
 
 
 def child(command):
@@ -44,14 +75,31 @@ def child(command):
 
 
 def times_ms(f, repeats):
-    """Milliseconds of each call after one that does not count."""
+    """Milliseconds of each call after one that does not count. On a GPU between events on its
+    queue, behind a call that keeps it busy while the host starts the one that counts."""
     f()
     taken = []
+    torch = sys.modules["torch"]
+    if torch.get_default_device().type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+        for _ in range(repeats):
+            f()
+            begin.record()
+            f()
+            end.record()
+            end.synchronize()
+            taken.append(begin.elapsed_time(end))
+        return taken
     for _ in range(repeats):
         begin = time.perf_counter()
         f()
         taken.append((time.perf_counter() - begin) * 1e3)
     return taken
+
+
+def reason(error):
+    """Its first line: what PyTorch cannot do is a result too."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:120]
 
 
 def median(numbers):

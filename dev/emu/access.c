@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "dev/emu/emu.h"
+#include "dev/emu/parts.h"
 
 #ifndef __SANITIZE_ADDRESS__
 
@@ -40,7 +40,7 @@ typedef struct Range {
 } Range;
 
 static __thread Range own = {0, SIZE_MAX}; /* what passes: a fiber's stack; on the host all */
-static Range statics;                      /* the thread-local segment: static shared memory */
+static __thread Range statics;             /* the thread-local segment: static shared memory */
 static uintptr_t code;                     /* where the program begins */
 static Cell *static_cells, *device_cells;
 static Cell shared_cells[EMU_MAX_SHARED / 4];
@@ -57,17 +57,19 @@ static int find_statics(struct dl_phdr_info *info, size_t size, void *arg) {
     return 1; /* the program itself is the first */
 }
 
+static size_t cells_bytes(size_t bytes) { return (bytes / 4 + 1) * sizeof(Cell); }
+
 static Cell *cells_for(size_t bytes) {
-    Cell *cells = mmap(NULL, (bytes / 4 + 1) * sizeof *cells, PROT_READ | PROT_WRITE,
+    Cell *cells = mmap(NULL, cells_bytes(bytes), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cells == MAP_FAILED) emu_fail("no address space to watch memory with");
-    madvise(cells, bytes / 4 * sizeof *cells, MADV_HUGEPAGE);
+    madvise(cells, cells_bytes(bytes), MADV_HUGEPAGE);
     return cells;
 }
 
 void emu_own_stack(const char *low, size_t bytes) {
+    if (!statics.low) dl_iterate_phdr(find_statics, NULL);
     if (!static_cells) {
-        dl_iterate_phdr(find_statics, NULL);
         static_cells = cells_for(statics.bytes);
         device_cells = cells_for(REGION_BYTES);
     }
@@ -75,6 +77,13 @@ void emu_own_stack(const char *low, size_t bytes) {
 }
 
 void emu_own_everything(void) { own = (Range){0, SIZE_MAX}; }
+
+void emu_forget_accesses(void) {
+    memset(shared_cells, 0, sizeof shared_cells);
+    if (!static_cells) return;
+    madvise(static_cells, cells_bytes(statics.bytes), MADV_DONTNEED);
+    madvise(device_cells, cells_bytes(REGION_BYTES), MADV_DONTNEED);
+}
 
 static bool in(Range r, uintptr_t at, size_t bytes) {
     return at - r.low < r.bytes && bytes <= r.bytes - (at - r.low);
@@ -84,9 +93,8 @@ static bool in(Range r, uintptr_t at, size_t bytes) {
 
 typedef enum Space { SHARED, STATIC, DEVICE } Space;
 typedef struct Access {
-    Space space;
-    uintptr_t at; /* offset in its space */
     const void *pc;
+    Space space;
     bool write, atomic, copying;
 } Access;
 
@@ -94,8 +102,9 @@ static const char *const SPACE[] = {"byte %zu of dynamic shared memory",
                                     "a __shared__ variable (byte %zu of them)",
                                     "device memory at byte %zu"};
 
-static const char *place(const Access *a, char text[128]) {
-    snprintf(text, 128, SPACE[a->space], a->at);
+static const char *place(const Access *a, const Cell *c, char text[128]) {
+    const Cell *const cells[] = {shared_cells, static_cells, device_cells};
+    snprintf(text, 128, SPACE[a->space], (size_t)(c - cells[a->space]) * 4);
     return text;
 }
 
@@ -110,7 +119,7 @@ __attribute__((noreturn)) static void fail_race(const Access *a, const Cell *c, 
         snprintf(other, sizeof other, "thread (%u, %u, %u)", t % n.x, t / n.x % n.y, t / n.x / n.y);
     }
     emu_fail("race: %s %s (%s), which %s %s (%s) with no %s between", a->write ? "writes" : "reads",
-             place(a, where), emu_code_name(a->pc), other, with_write ? "wrote" : "read",
+             place(a, c, where), emu_code_name(a->pc), other, with_write ? "wrote" : "read",
              code_name(with_write ? c->write_pc : c->read_pc), same_block ? "barrier" : "launch");
 }
 
@@ -120,7 +129,7 @@ __attribute__((noreturn)) static void fail_copying(const Access *a, const Cell *
     emu_fail(
         "%s %s (%s) while an asynchronous copy that thread (%u, %u, %u) began (%s) is under "
         "way: it was not waited for",
-        a->write ? "writes" : "reads", place(a, where), emu_code_name(a->pc), c->writer % n.x,
+        a->write ? "writes" : "reads", place(a, c, where), emu_code_name(a->pc), c->writer % n.x,
         c->writer / n.x % n.y, c->writer / n.x / n.y, code_name(c->write_pc));
 }
 
@@ -138,7 +147,7 @@ static void check_after_write(const Access *a, const Cell *c) {
 static void check_written(const Access *a, const Cell *c, unsigned bytes) {
     if (a->space == DEVICE || (c->written & bytes) == bytes) return;
     char where[128];
-    emu_fail("reads %s (%s), which nobody of this block has written yet", place(a, where),
+    emu_fail("reads %s (%s), which nobody of this block has written yet", place(a, c, where),
              emu_code_name(a->pc));
 }
 
@@ -146,6 +155,7 @@ static void note_read(const Access *a, Cell *c, unsigned bytes) {
     const int self = emu_now.thread;
     check_written(a, c, bytes);
     if (c->write_bytes & bytes) check_after_write(a, c);
+    if (c->read_phase == emu_now.phase && c->readers == WARPS && c->read_bytes == bytes) return;
     if (c->read_phase && c->read_bytes & bytes) {
         bytes &= c->read_bytes;
         if (c->read_phase < emu_now.block) c->other_block_read = 1;
@@ -192,20 +202,20 @@ static void note_write(const Access *a, Cell *c, unsigned bytes) {
     c->copying = a->copying;
 }
 
-static void note(Access a, Cell *cells, size_t bytes) {
-    const uint32_t scope = a.space == DEVICE ? emu_now.launch : emu_now.block;
-    const uintptr_t begin = a.at, end = a.at + bytes;
+/* cells: those of the space that the access is to, where it begins at byte `begin`. */
+static inline void note(const Access *a, Cell *cells, uintptr_t begin, size_t bytes) {
+    const uint32_t scope = a->space == DEVICE ? emu_now.launch : emu_now.block;
+    const uintptr_t end = begin + bytes;
     for (uintptr_t w = begin / 4; w * 4 < end; w++) {
         Cell *c = &cells[w];
         if (c->scope != scope) *c = (Cell){.scope = scope};
         unsigned mask = 15;
         if (w * 4 < begin) mask &= 15u << (begin - w * 4);
         if (w * 4 + 4 > end) mask &= 15u >> (w * 4 + 4 - end);
-        a.at = w * 4 < begin ? begin : w * 4;
-        if (a.write)
-            note_write(&a, c, mask);
+        if (a->write)
+            note_write(a, c, mask);
         else
-            note_read(&a, c, mask);
+            note_read(a, c, mask);
     }
 }
 
@@ -224,29 +234,38 @@ __attribute__((noreturn)) static void fail_nowhere(const Access *a, uintptr_t at
              (const void *)at, place);
 }
 
-static inline void check_access(const void *p, size_t bytes, Access a) {
-    const uintptr_t at = (uintptr_t)p;
+/* Not in the block's own memories: parameters, constants and pinned memory are allowed. */
+static void check_elsewhere(const Access *a, uintptr_t at, size_t bytes) {
+    const Range parameters = {(uintptr_t)emu_now.closure, emu_now.closure_bytes};
+    const Range constants = {(uintptr_t)__start_emu_constant,
+                             (size_t)(__stop_emu_constant - __start_emu_constant)};
+    const bool readable = in(parameters, at, bytes) || in(constants, at, bytes);
+    if (!(readable && !a->write) && !emu_is_pinned((const void *)at, bytes))
+        fail_nowhere(a, at, bytes);
+}
+
+/* In one 8 bytes of the region, all of them live. */
+static inline bool plainly_live(uintptr_t in_region, size_t bytes) {
+    return in_region % 8 + bytes <= emu_live[in_region / 8];
+}
+
+static inline __attribute__((always_inline)) void check_access(const void *p, size_t bytes,
+                                                               Access a) {
+    const uintptr_t at = (uintptr_t)p, in_shared = at - (uintptr_t)emu_now.shared,
+                    in_region = at - (uintptr_t)emu_region;
     if (at - own.low < own.bytes) return;
-    const uintptr_t in_shared = at - (uintptr_t)emu_now.shared;
     if (in_shared < emu_now.shared_bytes && bytes <= emu_now.shared_bytes - in_shared) {
         a.space = SHARED;
-        a.at = in_shared;
-        note(a, shared_cells, bytes);
-    } else if (at - (uintptr_t)emu_region < REGION_BYTES) {
-        if (!emu_is_live(p, bytes)) fail_nowhere(&a, at, bytes);
+        note(&a, shared_cells, in_shared, bytes);
+    } else if (in_region < REGION_BYTES) {
+        if (!plainly_live(in_region, bytes) && !emu_is_live(p, bytes)) fail_nowhere(&a, at, bytes);
         a.space = DEVICE;
-        a.at = at - (uintptr_t)emu_region;
-        note(a, device_cells, bytes);
+        note(&a, device_cells, in_region, bytes);
     } else if (in(statics, at, bytes)) {
         a.space = STATIC;
-        a.at = at - statics.low;
-        note(a, static_cells, bytes);
+        note(&a, static_cells, at - statics.low, bytes);
     } else {
-        const Range parameters = {(uintptr_t)emu_now.closure, emu_now.closure_bytes};
-        const Range constants = {(uintptr_t)__start_emu_constant,
-                                 (size_t)(__stop_emu_constant - __start_emu_constant)};
-        const bool readable = in(parameters, at, bytes) || in(constants, at, bytes);
-        if (!(readable && !a.write) && !emu_is_pinned(p, bytes)) fail_nowhere(&a, at, bytes);
+        check_elsewhere(&a, at, bytes);
     }
 }
 
@@ -353,6 +372,7 @@ void __ubsan_handle_out_of_bounds_abort(const Source *at, uintptr_t index) {
 
 void emu_own_stack(const char *low, size_t bytes) { (void)low, (void)bytes; }
 void emu_own_everything(void) {}
+void emu_forget_accesses(void) {}
 void emu_read(const void *p, size_t bytes, const void *pc) { (void)p, (void)bytes, (void)pc; }
 void emu_write(const void *p, size_t bytes, const void *pc) { (void)p, (void)bytes, (void)pc; }
 void emu_read_write_atomic(const void *p, size_t bytes, const void *pc) {

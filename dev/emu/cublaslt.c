@@ -5,6 +5,8 @@
 #include <cublasLt.h>
 #include <dnnl.h>
 
+#include "dev/emu/parts.h"
+
 struct EmuMatmulDesc {
     cublasOperation_t trans_a, trans_b;
     cublasLtEpilogue_t epilogue;
@@ -17,7 +19,7 @@ struct EmuMatrixLayout {
 };
 struct EmuMatmulPreference {
     uint64_t workspace;
-    uint32_t reduction;
+    uint32_t reductions;   /* schemes allowed; nothing is reduced here */
     uint32_t alignment[4]; /* of A, B, C, D */
 };
 
@@ -117,7 +119,8 @@ cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *preference) {
     *preference = malloc(sizeof **preference);
     if (!*preference) return CUBLAS_STATUS_ALLOC_FAILED;
-    **preference = (struct EmuMatmulPreference){0, 7, {256, 256, 256, 256}};
+    **preference = (struct EmuMatmulPreference){.reductions = CUBLASLT_REDUCTION_SCHEME_MASK,
+                                                .alignment = {256, 256, 256, 256}};
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
@@ -131,7 +134,7 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
         case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
             return SET(preference->workspace);
         case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
-            return SET(preference->reduction);
+            return SET(preference->reductions);
         case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
         case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
         case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:

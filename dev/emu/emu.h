@@ -1,20 +1,25 @@
-/* CUDA on the CPU: what emulated kernels call, and what the parts of the emulator share.
+/* CUDA on the CPU: what emulated kernels call.
  *
  * The sources of kernels/cuda are compiled by the host's compiler with the headers of
  * dev/emu/include in the place of the toolkit's. Blocks run one after the other on the thread that
- * launches; a block's threads are fibers (launch.c) that run until they wait: at a barrier, or for
- * the lanes of their warp. Nothing here is a simulation of speed.
+ * launches; a block's threads are fibers that run until they wait: at a barrier, or for the lanes
+ * of their warp. Nothing here is a simulation of speed, and a GPU may still differ in what it
+ * rounds, in what cuBLASLt accepts, and where blocks wait for each other, which they may not here.
  *
  * What is found, each with one sentence on stderr that names kernel, block and thread, and abort():
  *   launch.c    a barrier that some threads do not reach or reach elsewhere; a lane named in a mask
  *               that does not come, or comes to another operation; limits of a launch
- *   access.c    an access outside of live memory; a race; shared memory read before it was written
+ *   access.c    an access outside of live memory; a race, in shared or device memory, within a
+ *               block or between blocks; shared memory read before it was written
  *   memory.c    host code that touches device memory
- *   ptx.c       misaligned or unordered use of the instructions of kernels/cuda/ptx.cuh
+ *   stream.c    pinned memory that is changed while a copy reads it; what arrives there is NaN
+ *               before the host has waited
+ *   ptx.c       wrong use of the instructions of kernels/cuda/ptx.cuh: alignment, asynchronous
+ *               copies that were not waited for, bank conflicts of ldmatrix
  *   cublaslt.c  products over memory that is too short or not as promised
  *
  * access.c sees each access of a kernel because the kernels are compiled with the instrumentation
- * of -fsanitize=thread, and links its own runtime in the place of ThreadSanitizer's. Under
+ * of -fsanitize=thread, and has its own functions in the place of ThreadSanitizer's. Under
  * AddressSanitizer (make asan emu), which excludes that, ASan checks the bounds instead and races
  * are not looked for; the rest is as before. */
 #ifndef DEV_EMU_EMU_H
@@ -37,8 +42,6 @@ enum {
     EMU_MAX_THREADS = 1024,
     EMU_MAX_SHARED = 227 << 10 /* bytes of dynamic shared memory of one block */
 };
-
-/* ---- for emulated kernels ---- */
 
 /* A thread keeps these for its life, so calls may be folded into one. */
 uint3 emu_thread_idx(void) __attribute__((const));
@@ -82,75 +85,8 @@ char *emu_shared_block(void);
 void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
                     void (*run)(const void *), const void *closure, size_t closure_bytes);
 
-/* ---- between the parts ---- */
-
-typedef struct Now Now;
-
-/* What runs, for access.c and ptx.c. Phases are numbers that grow with each launch, block and
- * barrier and never come back. */
-struct Now {
-    bool running;           /* inside a launch */
-    int thread;             /* the running one, in its block */
-    uint32_t launch, block; /* the first phase of this launch, of this block */
-    uint32_t phase;         /* since the last barrier */
-    char *shared;           /* dynamic shared memory and its size */
-    size_t shared_bytes;
-    const void *closure; /* the kernel's parameters */
-    size_t closure_bytes;
-};
-extern Now emu_now;
-extern unsigned emu_syncs[EMU_MAX_THREADS / EMU_LANES]; /* __syncwarps of each warp in this phase */
-
-/* Whether what `thread` did in this phase, when its warp's emu_syncs was `stamp`, comes before what
- * the running thread does now; all: and what any other lane of thread's warp did. */
-bool emu_ordered(int thread, uint16_t stamp, bool all);
-
 /* Prints "emu: KERNEL, block (x, y, z), thread (x, y, z): " and the sentence, and aborts. */
 void emu_fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
-
-/* "file:line" of code, or "?"; in static memory, four at a time. */
-const char *emu_code_name(const void *pc);
-
-/* Name of a function by its address, as above; the kernel that runs. */
-const char *emu_function_name(const void *function);
-const void *emu_kernel(void);
-
-/* The part of the stack that the running fiber owns; access.c lets it pass. On the host everything
- * passes. */
-void emu_own_stack(const char *low, size_t bytes);
-void emu_own_everything(void);
-
-/* Checks and notes an access of the running thread, as of one of the kernel's own instructions. */
-void emu_read(const void *p, size_t bytes, const void *pc);
-void emu_write(const void *p, size_t bytes, const void *pc);
-void emu_read_write_atomic(const void *p, size_t bytes, const void *pc);
-
-/* Shared memory that an asynchronous copy will write: a write now, and nobody may touch it until
- * the copy has landed (bytes written by the running thread at that moment). */
-void emu_copy_starts(void *to, size_t bytes, const void *pc);
-void emu_copy_lands(void *to, size_t bytes, const void *pc);
-bool emu_is_shared(const void *p, size_t bytes);
-
-/* Dynamic shared memory for a launch; what it holds is not defined. */
-char *emu_shared_begin(size_t bytes);
-void emu_shared_end(void);
-
-/* Device memory: one region; open only while kernels and runtime calls are at work. */
-enum { EMU_REGION_SHIFT = 33 };
-extern char *emu_region; /* its start; NULL before the first allocation, and under ASan */
-void emu_device_open(void);
-void emu_device_close(void);
-bool emu_is_device(const void *p);             /* in the region, or under ASan live */
-bool emu_is_live(const void *p, size_t bytes); /* inside of one live allocation */
-bool emu_is_pinned(const void *p, size_t bytes);
-void *emu_device_alloc(size_t bytes); /* NULL: no room */
-bool emu_device_release(void *p);
-void *emu_pinned_alloc(size_t bytes);
-bool emu_pinned_release(void *p);
-void emu_device_info(size_t *free_bytes, size_t *total_bytes);
-
-/* Ends all copies of the threads of a block that has ended. */
-void emu_copies_forget(void);
 
 #ifdef __cplusplus
 }

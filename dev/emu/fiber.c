@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "dev/emu/emu.h"
+#include "dev/emu/parts.h"
 
 enum { STACK_BYTES = 256 << 10, GUARD_BYTES = 4 << 10 };
 
@@ -38,8 +38,9 @@ static void make_stacks(void) {
 static const void *host_low;
 static size_t host_bytes;
 
-static void forget_frames(int stack) { /* of threads that ended in the middle of their calls */
-    __asan_unpoison_memory_region(stack_low(stack), STACK_BYTES);
+static void forget_frames(int stack) { /* of a thread that ended: the outermost, never left */
+    enum { OUTERMOST = 8 << 10 };
+    __asan_unpoison_memory_region(stack_low(stack) + STACK_BYTES - OUTERMOST, OUTERMOST);
 }
 static void leaving(EmuFiber *from, const EmuFiber *to, bool ended) {
     const bool home = to == &host;

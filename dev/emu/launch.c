@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "dev/emu/emu.h"
 #include "dev/emu/fiber.h"
+#include "dev/emu/parts.h"
 
 typedef enum State { UNSTARTED, RUNS, AT_BARRIER, AT_WARP, EXITED } State;
 
@@ -46,7 +46,7 @@ static struct {
     int n, n_begun, n_exited, n_at_barrier, n_true, result;
     EmuPlace barrier;
     int queue[EMU_MAX_THREADS], head, queued;
-    uint32_t phases; /* never come back */
+    uint32_t phases; /* so many there were */
 } L;
 static Thread threads[EMU_MAX_THREADS];
 static Warp warps[EMU_MAX_THREADS / EMU_LANES];
@@ -142,7 +142,8 @@ static void barrier_opens(void) {
 }
 
 static bool same_place(EmuPlace a, EmuPlace b) {
-    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) && !strcmp(a.op, b.op);
+    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) &&
+           (a.op == b.op || !strcmp(a.op, b.op));
 }
 
 int emu_barrier(bool predicate, EmuPlace at) {
@@ -374,6 +375,10 @@ void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
     for (int i = 0; i < L.n; i++)
         threads[i].idx = (uint3){(unsigned)i % block.x, (unsigned)i / block.x % block.y,
                                  (unsigned)i / block.x / block.y};
+    if (L.phases > UINT32_MAX / 2) {
+        emu_forget_accesses();
+        L.phases = 0;
+    }
     emu_device_open();
     emu_now = (Now){.running = true,
                     .launch = ++L.phases,

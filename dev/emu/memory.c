@@ -3,8 +3,7 @@
  * Device memory is one region of address space. It is closed (PROT_NONE) but while a kernel or a
  * runtime call is at work, so that host code that touches it dies with a sentence; on a GPU it
  * would crash. Allocations are 256 bytes aligned, have 256 bytes or more between them, and begin
- * as 0xff everywhere, which is NaN. live[] has the number of bytes that may be touched in each 8 of
- * the region.
+ * as 0xff everywhere, which is NaN.
  *
  * Under AddressSanitizer each allocation is a malloc of its own. */
 #include <pthread.h>
@@ -15,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "dev/emu/emu.h"
+#include "dev/emu/parts.h"
 
 #define REGION_BYTES ((size_t)1 << EMU_REGION_SHIFT)
 enum { ALIGN = 256, PAGE = 2 << 20 };
@@ -31,6 +30,7 @@ typedef struct Blocks { /* by address */
 } Blocks;
 
 char *emu_region;
+uint8_t *emu_live;
 static Blocks device, pinned;
 static size_t device_bytes;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -89,7 +89,6 @@ static void make_region(void) {}
 #else
 
 static char *region_top; /* nothing was ever allocated from region_top on */
-static uint8_t *live;
 static int opened;
 
 /* Explains an access to the closed region, and the end of a fiber's stack. */
@@ -107,8 +106,8 @@ static void make_region(void) {
     if (emu_region) return;
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     char *p = mmap(NULL, REGION_BYTES + PAGE, PROT_NONE, flags, -1, 0);
-    live = mmap(NULL, REGION_BYTES / 8, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (p == MAP_FAILED || live == MAP_FAILED) emu_fail("no address space for device memory");
+    emu_live = mmap(NULL, REGION_BYTES / 8, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (p == MAP_FAILED || emu_live == MAP_FAILED) emu_fail("no address space for device memory");
     emu_region = region_top = p + PAGE - (uintptr_t)p % PAGE;
     madvise(emu_region, REGION_BYTES, MADV_HUGEPAGE); /* few mappings: opening is cheap */
     static char stack[64 << 10];
@@ -126,6 +125,7 @@ static void protect(int protection) {
 
 void emu_device_open(void) {
     pthread_mutex_lock(&lock);
+    make_region();
     if (opened++ == 0) protect(PROT_READ | PROT_WRITE);
     pthread_mutex_unlock(&lock);
 }
@@ -147,13 +147,13 @@ bool emu_is_live(const void *p, size_t bytes) {
     if (bytes > 16) return blocks_have(&device, p, bytes);
     for (uintptr_t i = at / 8; i <= (at + bytes - 1) / 8; i++) {
         const uintptr_t end = at + bytes - i * 8;
-        if ((end < 8 ? end : 8) > live[i]) return false;
+        if ((end < 8 ? end : 8) > emu_live[i]) return false;
     }
     return true;
 }
 
 static void set_live(const char *p, size_t bytes, bool yes) {
-    uint8_t *at = live + (p - emu_region) / 8;
+    uint8_t *at = emu_live + (p - emu_region) / 8;
     memset(at, yes ? 8 : 0, (bytes + 7) / 8);
     if (yes && bytes % 8) at[bytes / 8] = (uint8_t)(bytes % 8);
 }

@@ -4,13 +4,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/emu/parts.h"
+
 #define PC __builtin_return_address(0)
 enum { FULL = -1, ROW = 16 /* bytes of a row of ldmatrix, and of a copy */ };
 
 /* ---- ldmatrix: row i of matrix j is at the address that lane 8 j + i gave ---- */
 
+/* The 8 rows of a matrix lie in different groups of 4 of the 32 banks; else the instruction takes
+ * several turns, and the tile's swizzle is wrong. */
+static void check_banks(void *const *args, int j) {
+    unsigned taken = 0;
+    for (int i = 0; i < 8; i++) {
+        const EmuMatrices *m = args[8 * j + i];
+        const unsigned group = 1u << ((uintptr_t)m->row / ROW % 8);
+        if (taken & group)
+            emu_fail("%s (%s:%d): row %d of matrix %d lies in the banks of a row before it",
+                     m->at.op, m->at.file, m->at.line, i, j);
+        taken |= group;
+    }
+}
+
 static void complete_ldmatrix(void *const *args, unsigned mask) {
     (void)mask;
+    for (int j = 0; j < 4; j++) check_banks(args, j);
     for (int lane = 0; lane < EMU_LANES; lane++) {
         EmuMatrices *m = args[lane];
         for (int j = 0; j < 4; j++) {
@@ -162,7 +179,7 @@ void emu_cp_async_wait(int pending) {
             memset(copy->to, 0, ROW);
     }
     c->n -= landed;
-    memmove(c->copy, c->copy + landed, (size_t)c->n * sizeof *c->copy);
+    if (landed) memmove(c->copy, c->copy + landed, (size_t)c->n * sizeof *c->copy);
 }
 
 void emu_copies_forget(void) {

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "dev/emu/emu.h"
+#include "dev/emu/parts.h"
 
 static int first_object(struct dl_phdr_info *info, size_t size, void *base) {
     (void)size;

@@ -4,6 +4,7 @@
  * stream.c. */
 #include <cuda_runtime.h>
 
+#include "dev/emu/parts.h"
 #include "dev/emu/stream.h"
 
 enum { MULTIPROCESSORS = 8 };

@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <time.h>
 
+#include "dev/emu/parts.h"
+
 struct CUstream_st {
     unsigned flags;
 };
@@ -72,7 +74,7 @@ void emu_stream_reach(uint64_t number) {
     int done = 0;
     while (done < n_late && late[done].number <= number) settle(&late[done++]);
     n_late -= done;
-    memmove(late, late + done, (size_t)n_late * sizeof *late);
+    if (done) memmove(late, late + done, (size_t)n_late * sizeof *late);
     if (number > reached) reached = number;
     pthread_mutex_unlock(&lock);
 }

@@ -84,6 +84,17 @@ void ISA_FN(geglu_backward)(Ctx *c, const OpCall *o) {
     }
 }
 
+/* In pieces of whole blocks of the generator, so that threads change no number. */
+void ISA_FN(normal_forward)(Ctx *c, const OpCall *o) {
+    enum { PIECE = 4096 };
+    const RngKey key = {o->attr.seed, o->attr.step, o->attr.layer};
+    const int64_t n = tensor_numel(o->out[0]);
+    float *x = o->out[0]->data;
+#pragma omp parallel for num_threads(c->n_threads) if (n >= PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i += PIECE)
+        rng_normal(key, o->attr.first + (uint64_t)i, x + i, n - i < PIECE ? n - i : PIECE);
+}
+
 void ISA_FN(flow_noise_forward)(Ctx *c, const OpCall *o) {
     const int64_t frames = tensor_numel(o->in[2]), n = tensor_numel(o->in[0]), size = n / frames;
     const float *t = o->in[2]->data;

@@ -43,9 +43,7 @@ static int check(Err *e) {
            __builtin_cpu_supports("bmi2");
 #endif
     if (runs) return 0;
-    return err_set(e,
-                   "--device " DEVICE_NAME(ISA) ": this processor lacks its instructions; --device "
-                   "cpu takes the best it has");
+    return err_set(e, "this processor lacks its instructions");
 }
 
 const Device ISA_FN(cpu_device) = {

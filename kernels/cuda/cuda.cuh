@@ -7,7 +7,13 @@
  *   - inline PTX lives in ptx.cuh alone, one wrapper an instruction;
  *   - no cooperative groups, no dynamic parallelism, no textures, no floating-point atomics;
  *   - shared memory is `__shared__` variables, or the dynamic block that shared_block() gives;
- *   - threads of a warp that exchange data through shared memory call __syncwarp between.
+ *   - threads of a warp that exchange data through shared memory call __syncwarp between; a
+ *     shuffle or vote orders no memory. Shared memory is written before it is read;
+ *   - no block touches what another of the launch writes, and of a block's threads no two write one
+ *     place without a barrier between, not even the same value;
+ *   - all threads that a barrier waits for come to it at one place of the source, and so do the
+ *     lanes of a warp to a shuffle, vote or instruction of ptx.cuh, with one mask that names them;
+ *   - numbers become bf16 by from_float or the toolkit's functions, not by conversion.
  * A kernel checks nothing: ops.c has.
  *
  * Activations and their gradients have the context's dtype, T below: float or bf16. A kernel

@@ -82,24 +82,18 @@ static int probe(Err *e) {
     if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice || n == 0) {
         cudaGetLastError();
         cudaDriverGetVersion(&driver);
-        if (driver == 0)
-            return err_set(e, "--device cuda: there is no NVIDIA driver here; use --device cpu");
+        if (driver == 0) return err_set(e, "there is no NVIDIA driver here");
         if (status == cudaErrorInsufficientDriver)
-            return err_set(e,
-                           "--device cuda: the driver is for CUDA %d.%d and this program was built "
-                           "with %d.%d; update the driver, or use --device cpu",
+            return err_set(e, "the driver is for CUDA %d.%d and this program was built with %d.%d",
                            driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
                            CUDART_VERSION % 1000 / 10);
-        return err_set(e, "--device cuda: the driver finds no GPU; use --device cpu");
+        return err_set(e, "the driver finds no GPU");
     }
-    if (status != cudaSuccess)
-        return err_set(e, "--device cuda: %s; use --device cpu", cudaGetErrorString(status));
+    if (status != cudaSuccess) return err_set(e, "%s", cudaGetErrorString(status));
     CUDA(NULL, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
     CUDA(NULL, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
     if (10 * major + minor < OLDEST_ARCH)
-        return err_set(e,
-                       "--device cuda: this GPU has compute capability %d.%d and the kernels need "
-                       "8.0 or later; use --device cpu",
+        return err_set(e, "this GPU has compute capability %d.%d and the kernels need 8.0 or later",
                        major, minor);
     return 0;
 }
@@ -127,17 +121,20 @@ int cuda_check(Err *e) {
         }
         while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR) continue;
     }
-    if (!probed->done)
-        return err_set(e, "--device cuda: asking the driver failed; use --device cpu");
+    if (!probed->done) { /* the child died, as it may under a debugger: ask here after all */
+        probed->runs = probe(&probed->why) == 0;
+        probed->done = true;
+    }
     return probed->runs ? 0 : err_set(e, "%s", probed->why.text);
 }
 
 /* ---- the context ---- */
 
-enum { MARKS = sizeof(Cuda::mark) / sizeof(cudaEvent_t), STAGING_BYTES = 32 << 20 };
+enum { MARKS = sizeof(Cuda::mark) / sizeof(cudaEvent_t), STAGING_BYTES = 16 << 20 };
 
 /* Inputs are copied to pinned memory and go on from there while the host works: two halves, each
- * refilled when the copies out of it are done. */
+ * refilled when the copies out of it are done. A half holds more than a step's inputs (6.6 MB in
+ * the paper preset), or the host would wait for the step before. */
 typedef struct Staging {
     char *half[2];
     cudaEvent_t done[2];
@@ -178,7 +175,7 @@ static int cuda_open(Ctx *c, Err *e) {
 }
 
 static void staging_free(const Ctx *c, Staging *s) {
-    for (int i = 0; s && i < 2; i++) {
+    for (int i = 0; s && i < 2 && s->half[i]; i++) {
         CUDA(c, cudaFreeHost(s->half[i]));
         CUDA(c, cudaEventDestroy(s->done[i]));
     }
@@ -212,15 +209,17 @@ void cuda_release(Ctx *c) {
 
 /* ---- to the device ---- */
 
+static void staging_half(Ctx *c, Staging *s) {
+    CUDA(c, cudaMallocHost((void **)&s->half[s->now], STAGING_BYTES));
+    CUDA(c, cudaEventCreateWithFlags(&s->done[s->now], cudaEventDisableTiming));
+}
+
 static Staging *staging_of(Ctx *c) {
     Cuda *d = cuda_of(c);
     if (d->staging) return d->staging;
     Staging *s = d->staging = (Staging *)calloc(1, sizeof *s);
     CHECK(s, "no memory for the staging buffers");
-    for (int i = 0; i < 2; i++) {
-        CUDA(c, cudaMallocHost((void **)&s->half[i], STAGING_BYTES));
-        CUDA(c, cudaEventCreateWithFlags(&s->done[i], cudaEventDisableTiming));
-    }
+    staging_half(c, s);
     return s;
 }
 
@@ -230,6 +229,7 @@ static void staging_turn(Ctx *c, Staging *s) {
     s->pending[s->now] = true;
     s->now = 1 - s->now;
     s->used = 0;
+    if (!s->half[s->now]) staging_half(c, s);
     if (s->pending[s->now]) CUDA(c, cudaEventSynchronize(s->done[s->now]));
     s->pending[s->now] = false;
 }

@@ -14,16 +14,14 @@
  * reading them before the products that need them, so they need neither barrier nor atomic. At the
  * end the chunks are added in their order (at B H >= 330 there is one).
  *
- * D 64, one tile (64 queries x 128 keys): 5.2 MFLOP in 1280 products of 16 x 8 x 16. A warp reads
- * 16 fragments of 512 bytes each for s, dp, dv and dk, and 24 for dq: 2800 clocks of shared memory
- * (128 bytes a clock) with what ds and cp.async write about 3000, against 1840 of tensor cores
- * (2.85 kFLOP a clock at best on Hopper): shared memory is the limit, at 390 TFLOP/s. The 8192
- * exponentials are 512 clocks. Global memory: 16 KiB of q and dout and 32 KiB of sums a tile: 2.4
- * TB/s at 260 TFLOP/s, about half of an H200's.
- * Shared memory: 32 KiB of k and v, 32 KiB of q and dout in two stages, 16 KiB of ds: 82 KiB. One
- * block of 256 threads a multiprocessor, up to 255 registers each.
- *
- * D 128 takes 32 queries a tile, so that the accumulators fit: 105 KiB of shared memory.
+ * D 64, one tile (64 queries x 128 keys), 5.2 MFLOP, in clocks of a multiprocessor:
+ *   tensor cores   1840  1280 products of 16 x 8 x 16 at 2.85 kFLOP, mma.sync's best on Hopper
+ *   shared memory  3100  88 fragments of 512 bytes a warp (16 each for s, dp, dv and dk, 24 for
+ * dq), 16 KiB each of ds and by cp.async, at 128 bytes exponentials    510  8192 at 16 instructions
+ * 1600  about 800 a warp, 4 at a time so shared memory limits, at 380 TFLOP/s. Global memory: 16
+ * KiB of q and dout and 32 KiB of sums a tile, 2.4 TB/s at 260 TFLOP/s, half of an H200's. 82 KiB
+ * of shared memory, and one block of 8 warps with up to 255 registers on a multiprocessor. D 128
+ * takes 32 queries a tile, so that the sums fit into registers: 105 KiB.
  *
  * B batch, H heads, T tokens, D head size, padded to 32, 64 or 128. */
 #include "kernels/cuda/flash_tile.cuh"
@@ -62,7 +60,7 @@ typedef struct Backward {
     RowSums *rows;       /* (heads, q_pad) */
     int *starts;         /* (chunks): the first tile of queries that sees the chunk */
     Pack<float> *sums;   /* (heads, chunks, width, tile d_pad / 4), in the order of the threads */
-    int H, Tq, Tk, D, offset, B;
+    int B, H, Tq, Tk, D, offset;
     float scale;
     Cut cut;
 } Backward;
@@ -103,8 +101,8 @@ static __global__ void rows_kernel(Backward p) {
               b = (int)(i / p.H / p.cut.q_pad);
     float delta = 0;
     if (b < p.B && t < p.Tq) {
-        const bf16 *x = p.out.data + b * p.out.b + t * p.out.t + h * p.out.h;
-        const bf16 *y = p.dout.data + b * p.dout.b + t * p.dout.t + h * p.dout.h;
+        const bf16 *x = p.out.data + b * p.out.b + (int64_t)t * p.out.t + h * p.out.h;
+        const bf16 *y = p.dout.data + b * p.dout.b + (int64_t)t * p.dout.t + h * p.dout.h;
         for (int d = 8 * lane; d < p.D; d += 8 * LANES)
             delta += chunk_dot(x + d, y + d, min(8, p.D - d), p.out.wide && p.dout.wide);
     }
@@ -127,9 +125,12 @@ struct BackwardShared {
     Interval intervals[2][ROWS];
 };
 
-/* A warp's gradients: 16 keys; lane 4 g + t has keys g and g + 8. */
+/* A warp's 16 keys and values as A operands, those of wide heads' values excepted (V_HELD), for
+ * which there are no registers left; and their gradients. Lane 4 g + t has keys g and g + 8. */
 template <int D>
-struct KeySums {
+struct Keys {
+    static constexpr bool V_HELD = D <= 64;
+    uint32_t k[D / 16][4], v[D / 16][4];
     float dk[D / 8][4], dv[D / 8][4];
 };
 
@@ -158,21 +159,24 @@ static __device__ __forceinline__ void queries_load(const Backward &p,
         cp_async_16(&shared.intervals[stage][i - ROWS], p.intervals + row + i - ROWS, true);
 }
 
-/* s' = k q' of the warp's 16 keys from `key` on; for dp': v and dout. */
-template <int D, int ROWS>
-static __device__ __forceinline__ void scores(float s[ROWS / 8][4], bf16 *k, int key, bf16 *q) {
+/* s' = k q' of the warp's 16 keys, held as k or read from row `key` of a tile on; for dp': v and
+ * dout. */
+template <int D, int ROWS, bool HELD>
+static __device__ __forceinline__ void scores(float s[ROWS / 8][4], const uint32_t k[D / 16][4],
+                                              bf16 *tile, int key, bf16 *q) {
 #pragma unroll
     for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) s[n][e] = 0;
 #pragma unroll
-    for (int d = 0; d < D; d += 16) {
-        uint32_t a[4];
-        load_a<D>(a, k, key, d);
+    for (int d = 0; d < D / 16; d++) {
+        uint32_t read[4];
+        if (!HELD) load_a<D>(read, tile, key, 16 * d);
+        const uint32_t *a = HELD ? k[d] : read;
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n += 2) {
             uint32_t b[4];
-            load_b<D>(b, q, 8 * n, d);
+            load_b<D>(b, q, 8 * n, 16 * d);
             mma_m16n8k16(s[n], a, b);
             mma_m16n8k16(s[n + 1], a, b + 2);
         }
@@ -228,21 +232,16 @@ static __device__ __forceinline__ void add_queries(float sum[D / 8][4], const fl
 /* The warp's keys against one tile of queries: adds to dk and dv, leaves ds' in shared memory. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void keys_tile(BackwardShared<D, ROWS> &shared, int stage,
-                                                 KeySums<D> &w, const Limits &l, int key,
+                                                 Keys<D> &w, const Limits &l, int key,
                                                  float scale) {
-    const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4;
     float s[ROWS / 8][4], dp[ROWS / 8][4];
-    scores<D, ROWS>(s, shared.k, warp_key, shared.q[stage]);
-    scores<D, ROWS>(dp, shared.v, warp_key, shared.dout[stage]);
+    scores<D, ROWS, true>(s, w.k, shared.k, warp_key, shared.q[stage]);
+    scores<D, ROWS, Keys<D>::V_HELD>(dp, w.v, shared.v, warp_key, shared.dout[stage]);
     if (!limits_full(l, key, key + 16)) hide<ROWS>(s, shared.intervals[stage], key + g);
     cells<ROWS>(s, dp, shared.rows[stage], scale);
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
-#pragma unroll
-    for (int n = 0; n < ROWS / 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            tile_put<ROWS>(shared.ds, warp_key + 8 * half + g, 8 * n + 2 * t,
-                           pack_bf16(dp[n][2 * half], dp[n][2 * half + 1]));
+    tile_put<ROWS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
     add_queries<D, ROWS>(w.dk, dp, shared.q[stage]);
 }
 
@@ -252,34 +251,51 @@ struct QuerySums {
     static constexpr int DOWN = ROWS / 16, COLS = D * DOWN / 8;
 };
 
-/* dq += ds k over those of the 128 keys that are seen: begin .. end - 1. sums: the tile's, this
- * thread's at every THREADS-th; fresh: there are none yet. */
+/* dq += ds k of 16 keys */
+template <int D, int ROWS, int N>
+static __device__ __forceinline__ void add_keys(float dq[N][4], bf16 *ds, bf16 *k, int key, int row,
+                                                int col) {
+    uint32_t a[4];
+    load_a_trans<ROWS>(a, ds, key, row);
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        uint32_t b[4];
+        load_b_trans<D>(b, k, key, col + 8 * n);
+        mma_m16n8k16(dq[n], a, b);
+        mma_m16n8k16(dq[n + 1], a, b + 2);
+    }
+}
+
+/* Adds ds k to the tile's sums of dq, over those of the 128 keys that are seen: begin .. end - 1.
+ * sums: this thread's at every THREADS-th; fresh: there are none yet. They come while the products
+ * are made. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void queries_tile(BackwardShared<D, ROWS> &shared,
                                                     Pack<float> *sums, bool fresh, int begin,
                                                     int end) {
-    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, COLS = QuerySums<D, ROWS>::COLS;
-    const int warp = threadIdx.x / WARP, row = warp % DOWN * 16, col = warp / DOWN * COLS;
-    Pack<float> dq[COLS / 8];
+    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, N = QuerySums<D, ROWS>::COLS / 8;
+    const int warp = threadIdx.x / WARP, row = warp % DOWN * 16, col = warp / DOWN * 8 * N;
+    Pack<float> sum[N];
+    float dq[N][4] = {};
+    sums += threadIdx.x;
 #pragma unroll
-    for (int n = 0; n < COLS / 8; n++)
-        dq[n] = fresh ? Pack<float>{} : load_pack(sums[n * THREADS + threadIdx.x].at);
+    for (int n = 0; n < N; n++) sum[n] = fresh ? Pack<float>{} : load_pack(sums[n * THREADS].at);
     __syncthreads(); /* ds is there */
+    if (begin <= 0 && end >= KEYS) {
 #pragma unroll
-    for (int k = 0; k < KEYS; k += 16) {
-        if (k + 16 <= begin || k >= end) continue;
-        uint32_t a[4];
-        load_a_trans<ROWS>(a, shared.ds, k, row);
-#pragma unroll
-        for (int n = 0; n < COLS / 8; n += 2) {
-            uint32_t b[4];
-            load_b_trans<D>(b, shared.k, k, col + 8 * n);
-            mma_m16n8k16(dq[n].at, a, b);
-            mma_m16n8k16(dq[n + 1].at, a, b + 2);
-        }
+        for (int k = 0; k < KEYS; k += 16)
+            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, col);
+    } else {
+#pragma unroll 1
+        for (int k = max(begin, 0) / 16 * 16; k < min(end, (int)KEYS); k += 16)
+            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, col);
     }
 #pragma unroll
-    for (int n = 0; n < COLS / 8; n++) sums[n * THREADS + threadIdx.x] = dq[n];
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) sum[n].at[e] += dq[n][e];
+        sums[n * THREADS] = sum[n];
+    }
 }
 
 /* A warp's 16 rows of a gradient to memory, by way of its 16 rows of `tile`. */
@@ -287,17 +303,31 @@ template <int D>
 static __device__ __forceinline__ void keys_store(const FlashView &to, const Backward &p, int head,
                                                   int key, bf16 *tile, const float x[D / 8][4],
                                                   float scale) {
-    const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const int warp_key = threadIdx.x / WARP * 16;
     if (!to.data) return;
     __syncwarp();
-#pragma unroll
-    for (int n = 0; n < D / 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            tile_put<D>(tile, warp_key + 8 * half + g, 8 * n + 2 * t,
-                        pack_bf16(x[n][2 * half] * scale, x[n][2 * half + 1] * scale));
+    tile_put<D, D / 8>(tile, warp_key, 0, x, scale, scale);
     __syncwarp();
     tile_store<D>(head_rows(to, head / p.H, head % p.H, p.Tk, p.D), key, tile, warp_key, 16);
+}
+
+/* The keys of the block's tile `keys` and their first tile of queries into shared memory, and the
+ * warp's keys from there. */
+template <int D, int ROWS>
+static __device__ __forceinline__ void keys_load(const Backward &p, BackwardShared<D, ROWS> &shared,
+                                                 Keys<D> &w, int head, int keys, int tile) {
+    const int b = head / p.H, h = head % p.H, warp_key = threadIdx.x / WARP * 16;
+    tile_load<KEYS, D, THREADS>(shared.k, head_rows(p.k, b, h, p.Tk, p.D), keys * KEYS);
+    tile_load<KEYS, D, THREADS>(shared.v, head_rows(p.v, b, h, p.Tk, p.D), keys * KEYS);
+    queries_load(p, shared, 0, head, tile);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (int d = 0; d < D / 16; d++) {
+        load_a<D>(w.k[d], shared.k, warp_key, 16 * d);
+        if (w.V_HELD) load_a<D>(w.v[d], shared.v, warp_key, 16 * d);
+    }
 }
 
 template <int D, int ROWS>
@@ -313,19 +343,13 @@ static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
 
     for (int keys = first; keys < last; keys++) {
         const int col = keys * KEYS, key = col + threadIdx.x / WARP * 16;
-        KeySums<D> w;
+        int stage = 0, tile = next_tile(p.limits, cut.n_q, start, col, col + KEYS);
+        Keys<D> w;
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) w.dk[n][e] = w.dv[n][e] = 0;
-        int stage = 0, tile = next_tile(p.limits, cut.n_q, start, col, col + KEYS);
-        if (tile < cut.n_q) {
-            const int b = head / p.H, h = head % p.H;
-            tile_load<KEYS, D, THREADS>(shared.k, head_rows(p.k, b, h, p.Tk, p.D), col);
-            tile_load<KEYS, D, THREADS>(shared.v, head_rows(p.v, b, h, p.Tk, p.D), col);
-            queries_load(p, shared, stage, head, tile);
-        }
-        cp_async_commit();
+        if (tile < cut.n_q) keys_load(p, shared, w, head, keys, tile);
         while (tile < cut.n_q) {
             const int next = next_tile(p.limits, cut.n_q, tile + 1, col, col + KEYS);
             const Limits l = p.limits[tile];
@@ -349,31 +373,24 @@ static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
 /* dq = scale (the chunks' sums, in their order); a block a tile of queries. */
 template <int D, int ROWS>
 static __global__ void __launch_bounds__(THREADS) add_kernel(Backward p) {
-    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, COLS = QuerySums<D, ROWS>::COLS;
+    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, N = QuerySums<D, ROWS>::COLS / 8;
     __shared__ __align__(16) bf16 out[ROWS * D];
     const Cut &cut = p.cut;
-    const int tile = blockIdx.x % cut.n_q, head = blockIdx.x / cut.n_q;
+    const int tile = blockIdx.x % cut.n_q, head = blockIdx.x / cut.n_q, warp = threadIdx.x / WARP;
     const Limits l = p.limits[tile];
     const int first = l.first / KEYS / cut.chunk, end = (l.end - 1) / KEYS / cut.chunk + 1;
-    const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const int row = warp % DOWN * 16 + g, col = warp / DOWN * COLS + 2 * t;
-    Pack<float> dq[COLS / 8] = {};
+    float dq[N][4] = {};
     for (int chunk = l.end ? first : end; chunk < end; chunk++) {
         const int64_t slot = ((int64_t)head * cut.chunks + chunk) * cut.width + tile;
         const Pack<float> *sums = p.sums + (slot - p.starts[chunk]) * (ROWS * D / 4) + threadIdx.x;
 #pragma unroll
-        for (int n = 0; n < COLS / 8; n++) {
+        for (int n = 0; n < N; n++) {
             const Pack<float> x = load_pack(sums[n * THREADS].at);
 #pragma unroll
-            for (int e = 0; e < 4; e++) dq[n].at[e] += x.at[e];
+            for (int e = 0; e < 4; e++) dq[n][e] += x.at[e];
         }
     }
-#pragma unroll
-    for (int n = 0; n < COLS / 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            tile_put<D>(out, row + 8 * half, col + 8 * n,
-                        pack_bf16(dq[n].at[2 * half] * p.scale, dq[n].at[2 * half + 1] * p.scale));
+    tile_put<D, N>(out, warp % DOWN * 16, warp / DOWN * 8 * N, dq, p.scale, p.scale);
     __syncthreads();
     tile_store<D>(head_rows(p.dq, head / p.H, head % p.H, p.Tq, p.D),
                   tile * ROWS + warp * (ROWS / 8), out, warp * (ROWS / 8), ROWS / 8);
@@ -424,6 +441,11 @@ size_t flash_workspace_bf16(const AttnArgs *a, bool backward) {
     return backward ? cut_make(a).total : 0;
 }
 
+int flash_shared_bf16(int D) {
+    return (int)(D <= 64 ? sizeof(BackwardShared<64, TILE>)
+                         : sizeof(BackwardShared<128, TILE / 2>));
+}
+
 template <int D, int ROWS>
 static void backward_start(Ctx *c, const Backward &p) {
     launch(c, tiles_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.chunks)), dim3(THREADS),
@@ -452,12 +474,12 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                         (RowSums *)(work + cut.rows),
                         (int *)(work + cut.starts),
                         (Pack<float> *)(work + cut.sums),
+                        a->B,
                         a->H,
                         a->Tq,
                         a->Tk,
                         a->D,
                         a->offset,
-                        a->B,
                         a->scale,
                         cut};
     launch(c, limits_kernel, grid_for((int64_t)cut.n_q * WARP), dim3(BLOCK), 0, p);

@@ -1,29 +1,35 @@
 /* Fused attention in bf16, forward: FlashAttention-2 (Dao 2023) by mma.sync, for sm_80 and later.
  *
  * A block takes 128 queries of one head and visits tiles of 64 keys from the smallest lo to the
- * largest hi of its rows; a warp has M x 16 of the rows, and leaves out tiles that these do not
- * see. Queries lie in shared memory; keys and values come in by cp.async, the next tile while this
- * one is computed (two stages, one barrier a tile). The probabilities stay in registers: the
- * accumulators of q k' are, rounded, the A operand of p v.
+ * largest hi of its rows. A warp has 32 of the rows and takes 32 keys at a time, where some of
+ * its rows see one. Queries lie in shared memory; keys and values come in by cp.async, the next
+ * tile while this one is computed (two stages, one barrier a tile). The probabilities stay in
+ * registers: the accumulators of q k' are, rounded, the A operand of p v.
  *
- * The softmax is online and in base 2 (scale log2 e is folded into its argument). Where a row's
- * maximum grows by less than 2^SLACK, what was summed before is left as it is: numbers between 1
- * and 2^SLACK are as exact, and the branch that shrinks sums is seldom taken.
+ * The softmax is online and in base 2 (scale log2 e is folded into its argument). Where no row's
+ * maximum grows by more than SLACK, what was summed before is left as it is: numbers between 1 and
+ * 2^SLACK are as exact, and the branch that shrinks sums is seldom taken.
  *
- * D 64, M 2, one tile (128 x 64): 2.1 MFLOP in 512 products of 16 x 8 x 16. Each warp reads 24
- * fragments for q k' (8 of q, 16 of k) and 16 for p v: 512 bytes each, 3.2 products a fragment; at
- * 128 bytes a clock of shared memory that is 4 clocks a fragment against 4.6 of the tensor cores
- * for its products (mma.sync at 2.85 kFLOP a clock, its best on Hopper), so shared memory is no
- * limit. Its 8192 exponentials are 512 clocks of 16 a clock beside 736 of products. Global memory:
- * 16 KiB a tile, 0.8 TB/s at 300 TFLOP/s, mostly from L2.
- * Shared memory: 16 KiB of q, 2 x 16 KiB of k and v. With at most 168 registers three blocks of 128
- * threads share a multiprocessor: one's softmax runs beside the others' products.
+ * D 64, one tile (128 x 64), 2.1 MFLOP, in clocks of a multiprocessor:
+ *   tensor cores   740   512 products of 16 x 8 x 16 at 2.85 kFLOP, mma.sync's best on Hopper
+ *   shared memory  900   48 fragments of 512 bytes a warp, 16 KiB by cp.async, at 128 bytes
+ *   exponentials   510   8192 at 16
+ *   instructions   750   about 370 a warp for 32 keys, 4 at a time
+ * so no unit but the tensor cores and shared memory limits below 500 TFLOP/s, if others' work fills
+ * one warp's waits: 16 KiB of q, 2 x 16 KiB of k and v and at most 168 registers let three blocks
+ * of 4 warps share a multiprocessor. Global memory: 16 KiB a tile, 2.3 TB/s at 300 TFLOP/s, mostly
+ * from L2: a group of heads is computed together whose keys and values fit there.
  *
  * B batch, H heads, T tokens, D head size, padded to 32, 64, 96 or 128. */
 #include "kernels/cuda/flash_tile.cuh"
 
-enum { ROWS = 128, COLS = 64 }; /* queries and keys of a tile */
-enum { STEP = 32 };             /* keys that a warp takes at once */
+enum {
+    ROWS = 128,    /* queries of a tile */
+    COLS = 64,     /* keys of a tile */
+    THREADS = 128, /* of a block */
+    M = 2,         /* 16 M queries a warp */
+    STEP = 32,     /* keys that a warp takes at once */
+};
 #define SLACK 8.0f
 
 /* Heads whose keys and values stay in L2 together are computed together. */
@@ -41,11 +47,11 @@ template <int D>
 struct ForwardShared {
     bf16 q[ROWS * D], k[2][COLS * D], v[2][COLS * D];
     Interval rows[ROWS];
-    Limits warps[ROWS / 16]; /* of each warp's rows */
+    Limits warps[THREADS / WARP]; /* of each warp's rows */
 };
 
-/* One warp's rows: M x 16. Lane 4 g + t has rows g and g + 8 of each 16. */
-template <int D, int M>
+/* One warp's rows. Lane 4 g + t has rows g and g + 8 of each 16. */
+template <int D>
 struct ForwardRows {
     float out[M][D / 8][4];
     float top[M][2],
@@ -62,7 +68,7 @@ static __device__ __forceinline__ void forward_place(const Forward &p, int *head
 }
 
 /* s = q k' */
-template <int D, int M>
+template <int D>
 static __device__ __forceinline__ void forward_scores(float s[M][STEP / 8][4], bf16 *q, int row,
                                                       bf16 *k, int key) {
 #pragma unroll
@@ -90,7 +96,6 @@ static __device__ __forceinline__ void forward_scores(float s[M][STEP / 8][4], b
 }
 
 /* s = -inf where the row's query does not see the key. */
-template <int M>
 static __device__ __forceinline__ void forward_hide(float s[M][STEP / 8][4], const Interval *rows,
                                                     int col) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
@@ -110,8 +115,8 @@ static __device__ __forceinline__ void forward_hide(float s[M][STEP / 8][4], con
 }
 
 /* Makes room for the tile's largest scores: top grows, and sum and out shrink with it. */
-template <int D, int M>
-static __device__ __forceinline__ void forward_grow(ForwardRows<D, M> &w,
+template <int D>
+static __device__ __forceinline__ void forward_grow(ForwardRows<D> &w,
                                                     const float s[M][STEP / 8][4], float scale) {
     float top[M][2];
     bool grows = false;
@@ -146,9 +151,9 @@ static __device__ __forceinline__ void forward_grow(ForwardRows<D, M> &w,
 }
 
 /* s becomes p = 2^(scale s - top), which sum counts. */
-template <int D, int M>
-static __device__ __forceinline__ void forward_softmax(ForwardRows<D, M> &w,
-                                                       float s[M][STEP / 8][4], float scale) {
+template <int D>
+static __device__ __forceinline__ void forward_softmax(ForwardRows<D> &w, float s[M][STEP / 8][4],
+                                                       float scale) {
     forward_grow(w, s, scale);
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -167,8 +172,8 @@ static __device__ __forceinline__ void forward_softmax(ForwardRows<D, M> &w,
 }
 
 /* out += p v */
-template <int D, int M>
-static __device__ __forceinline__ void forward_values(ForwardRows<D, M> &w,
+template <int D>
+static __device__ __forceinline__ void forward_values(ForwardRows<D> &w,
                                                       const float p[M][STEP / 8][4], bf16 *v,
                                                       int key) {
 #pragma unroll
@@ -190,34 +195,31 @@ static __device__ __forceinline__ void forward_values(ForwardRows<D, M> &w,
 }
 
 /* out and lse of the warp's rows; its queries in shared memory make room for out. */
-template <int D, int M>
-static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardRows<D, M> &w,
-                                                      bf16 *q, int warp_row, int head, int row) {
+template <int D>
+static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardRows<D> &w, bf16 *q,
+                                                      int warp_row, int head, int row) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++) {
+        float share[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int at = 16 * m + 8 * half + g;
+            const int at = row + 16 * m + 8 * half + g;
             float sum = w.sum[m][half];
             sum += __shfl_xor_sync(FULL_WARP, sum, 1);
             sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-            const float share = sum == 0 ? 0.0f : 1 / sum;
-            if (t == 0 && row + at < p.Tq)
-                p.lse[(int64_t)head * p.Tq + row + at] = LN2 * (w.top[m][half] + log2f(sum));
-#pragma unroll
-            for (int n = 0; n < D / 8; n++)
-                tile_put<D>(
-                    q, warp_row + at, 8 * n + 2 * t,
-                    pack_bf16(w.out[m][n][2 * half] * share, w.out[m][n][2 * half + 1] * share));
+            share[half] = sum == 0 ? 0.0f : 1 / sum;
+            if (t == 0 && at < p.Tq)
+                p.lse[(int64_t)head * p.Tq + at] = LN2 * (w.top[m][half] + log2f(sum));
         }
+        tile_put<D, D / 8>(q, warp_row + 16 * m, 0, w.out[m], share[0], share[1]);
+    }
     __syncwarp();
     tile_store<D>(head_rows(p.out, head / p.H, head % p.H, p.Tq, p.D), row, q, warp_row, 16 * M);
 }
 
-template <int D, int M, int BLOCKS>
-static __global__ void __launch_bounds__(ROWS / M * 2, BLOCKS) forward_kernel(Forward p) {
-    constexpr int THREADS = ROWS / M * 2;
+template <int D, int BLOCKS>
+static __global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(Forward p) {
     ForwardShared<D> &shared = *(ForwardShared<D> *)shared_block();
     int head, row;
     forward_place(p, &head, &row);
@@ -237,7 +239,7 @@ static __global__ void __launch_bounds__(ROWS / M * 2, BLOCKS) forward_kernel(Fo
     if (threadIdx.x % WARP == 0) mine = limits;
     __syncwarp();
     const int end = (block.end + COLS - 1) / COLS;
-    ForwardRows<D, M> w;
+    ForwardRows<D> w;
 #pragma unroll
     for (int m = 0; m < M; m++) {
         w.top[m][0] = w.top[m][1] = -INFINITY;
@@ -266,8 +268,8 @@ static __global__ void __launch_bounds__(ROWS / M * 2, BLOCKS) forward_kernel(Fo
             const int col = tile * COLS + key;
             if (!limits_see(mine, col, col + STEP)) continue;
             float s[M][STEP / 8][4];
-            forward_scores<D, M>(s, shared.q, warp_row, shared.k[tile % 2], key);
-            if (!limits_full(mine, col, col + STEP)) forward_hide<M>(s, rows, col);
+            forward_scores<D>(s, shared.q, warp_row, shared.k[tile % 2], key);
+            if (!limits_full(mine, col, col + STEP)) forward_hide(s, rows, col);
             forward_softmax(w, s, p.scale);
             forward_values(w, s, shared.v[tile % 2], key);
         }
@@ -277,10 +279,10 @@ static __global__ void __launch_bounds__(ROWS / M * 2, BLOCKS) forward_kernel(Fo
     forward_finish(p, w, shared.q, warp_row, head, row + warp_row);
 }
 
-template <int D, int M, int BLOCKS>
+template <int D, int BLOCKS>
 static void forward_start(Ctx *c, Forward p) {
-    launch(c, forward_kernel<D, M, BLOCKS>, dim3((unsigned)(p.heads * p.n_tiles)),
-           dim3(ROWS / M * 2), sizeof(ForwardShared<D>), p);
+    launch(c, forward_kernel<D, BLOCKS>, dim3((unsigned)(p.heads * p.n_tiles)), dim3(THREADS),
+           sizeof(ForwardShared<D>), p);
 }
 
 void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
@@ -303,11 +305,11 @@ void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                        fit < a->B * a->H ? fit : a->B * a->H,
                        a->scale * LOG2E};
     if (a->D <= 32)
-        forward_start<32, 2, 3>(c, p);
+        forward_start<32, 4>(c, p);
     else if (a->D <= 64)
-        forward_start<64, 2, 3>(c, p);
+        forward_start<64, 3>(c, p);
     else if (a->D <= 96)
-        forward_start<96, 2, 2>(c, p);
+        forward_start<96, 2>(c, p);
     else
-        forward_start<128, 2, 2>(c, p);
+        forward_start<128, 2>(c, p);
 }

@@ -23,8 +23,9 @@ static __device__ __forceinline__ uint32_t shared_address(const void *p) {
 }
 
 /* Four 8 x 8 matrices of 16-bit numbers. Lane l gives the address of row l % 8 of matrix l / 8: 16
- * bytes of shared memory, aligned to 16. Lane 4 g + t gets numbers 2t and 2t + 1 of row g of matrix
- * i in r[i]; trans: of column g. */
+ * bytes of shared memory, aligned to 16, and the 8 rows of a matrix in different groups of 4 of the
+ * 32 banks (the emulator insists on it: tiles are swizzled for that). Lane 4 g + t gets numbers 2t
+ * and 2t + 1 of row g of matrix i in r[i]; trans: of column g. */
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -61,6 +61,7 @@ CHOOSE_BOTH(rmsnorm)
 CHOOSE_BOTH(relu_squared)
 CHOOSE_BOTH(mix)
 CHOOSE(timestep_embedding_forward)
+CHOOSE(normal_forward)
 CHOOSE(flow_noise_forward)
 CHOOSE(pad_forward)
 

@@ -476,6 +476,16 @@ static void FN(qkv_rope_backward)(const OpCall *o) {
 
 /* ---- the task ---- */
 
+static void FN(normal_forward)(const OpCall *o) {
+    const RngKey key = {o->attr.seed, o->attr.step, o->attr.layer};
+    REAL *x = o->out[0]->data;
+    for (int64_t i = 0; i < tensor_numel(o->out[0]); i++) {
+        float number;
+        rng_normal(key, o->attr.first + (uint64_t)i, &number, 1);
+        x[i] = number;
+    }
+}
+
 static void FN(flow_noise_forward)(const OpCall *o) {
     const REAL *x0 = o->in[0]->data, *z = o->in[1]->data;
     const float *t = o->in[2]->data;

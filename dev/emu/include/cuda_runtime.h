@@ -6,7 +6,7 @@
 #include "dev/emu/emu.h"
 
 /* Copies that the compiler does not expand itself are checked like accesses (access.c). */
-#ifdef __cplusplus
+#if defined __cplusplus && !defined __SANITIZE_ADDRESS__
 extern "C" {
 void *memcpy(void *to, const void *from, size_t bytes) noexcept __asm__("emu_memcpy");
 void *memmove(void *to, const void *from, size_t bytes) noexcept __asm__("emu_memmove");
