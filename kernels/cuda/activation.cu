@@ -51,6 +51,10 @@ void cuda_gelu(Ctx *c, DType dtype, void *y, const void *x, int64_t n) {
     activate<Gelu>(c, dtype, y, x, n);
 }
 
+void cuda_relu(Ctx *c, DType dtype, void *y, const void *x, int64_t n) {
+    activate<Relu>(c, dtype, y, x, n);
+}
+
 void cuda_silu_forward(Ctx *c, const OpCall *o) { forward<Silu>(c, o); }
 void cuda_silu_backward(Ctx *c, const OpCall *o) { backward<Silu>(c, o); }
 void cuda_gelu_forward(Ctx *c, const OpCall *o) { forward<Gelu>(c, o); }

@@ -57,7 +57,8 @@ struct ReluSquared {
     }
 };
 
-/* y = GELU(x), of n numbers; y may be x. (activation.cu) */
+/* y = GELU(x), max(x, 0), of n numbers; y may be x. (activation.cu) */
 void cuda_gelu(Ctx *c, DType dtype, void *y, const void *x, int64_t n);
+void cuda_relu(Ctx *c, DType dtype, void *y, const void *x, int64_t n);
 
 #endif

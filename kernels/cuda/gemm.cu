@@ -257,7 +257,6 @@ static int64_t alignment(const void *p, int64_t stride, DType dtype) {
 }
 
 static cublasLtEpilogue_t epilogue_of(const Gemm *g) {
-    if (g->relu) return g->bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
     return g->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 

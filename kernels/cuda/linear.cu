@@ -1,5 +1,6 @@
-/* y = act(x W' + b): products by cuBLASLt, with bias, ReLU and residual in the first one's
- * epilogue. GELU is a pass of its own, since the library's is the tanh approximation.
+/* y = act(x W' + b): products by cuBLASLt, with bias and residual in the first one's epilogue. The
+ * activation is a pass of its own, since the library's GELU is the tanh approximation and its ReLU
+ * makes a number of NaN, which a trainer must see.
  *
  * The bias's gradient is a pass over dy, which the slope of the activation shares. cuBLASLt could
  * sum dy's columns beside dW (BGRADB), but it can only overwrite, in an order and for a set of
@@ -58,9 +59,9 @@ void cuda_linear_forward(Ctx *c, const OpCall *o) {
     g.E = residual ? residual->data : NULL;
     g.alpha = 1, g.beta = residual != NULL;
     g.bias = b ? b->data : NULL;
-    g.relu = o->attr.activation == ACT_RELU;
     cuda_gemm(c, &g);
     if (o->attr.activation == ACT_GELU) cuda_gelu(c, x->dtype, y->data, g.C, rows * N);
+    if (o->attr.activation == ACT_RELU) cuda_relu(c, x->dtype, y->data, g.C, rows * N);
 }
 
 /* dx (rows, K) = or += dy W */
