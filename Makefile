@@ -49,7 +49,8 @@ endif
 # `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
 # The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
 EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
-EMU_TESTS := test_emu test_emu_bugs
+EMU_TESTS := test_emu test_emu_bugs test_ops test_event_ops test_attention test_documents test_optim test_checkpoint \
+             test_cuda_errors test_train_wm_cuda test_train_icecube_cuda
 ifneq ($(EMU),)
 CXX      := g++
 CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
@@ -157,8 +158,8 @@ deps:
 test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
 
-test-emu: $(TESTS)
-	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
+test-emu: $(TESTS) $(FIXTURES) $(PROGRAMS)
+	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN) cuda
 
 test-emu-self: $(TESTS)
 	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(PLANT)
@@ -178,7 +179,7 @@ check:
 	@dev/check
 
 format:
-	clang-format -i $(shell git ls-files '*.c' '*.h')
+	clang-format -i $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh')
 
 bench: $(BENCHES)
 	@mkdir -p build/bench

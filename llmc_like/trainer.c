@@ -199,19 +199,41 @@ static int open_model(Trainer *t, const char *attn, bool training, Err *e) {
     return t->program->model(t->self, &t->c, training, e);
 }
 
+/* The largest batch, below the one that was planned, whose step has room in `left` bytes; 0: none.
+ * Bytes grow a little less than in proportion, so each estimate is that batch or more, and a few
+ * plans find it. */
+static int fitting_batch(Trainer *t, const char *attn, const Memory *memory, double left) {
+    const StepPlan planned = t->plan;
+    const int batch = t->s->batch;
+    int fits = batch;
+    Err e;
+    while (fits > 0) {
+        const StepPlan *plan = &t->plan;
+        const double need = (double)memory_total(memory, plan->row, plan->n);
+        if (need <= left) break;
+        const double step = (double)(plan->activations + plan->gradients + plan->workspace);
+        const double next = floor(fits * (left - need + step) / step);
+        fits = next < 1 ? 0 : next < fits ? (int)next : fits - 1;
+        t->s->batch = fits;
+        if (fits > 0 && make_plan(t, attn, &e)) fits = 0;
+    }
+    t->plan = planned;
+    t->s->batch = batch;
+    return fits;
+}
+
 /* -1 and a sentence where the plan, but for `less` bytes of the device's, finds no room. */
-static int check_memory(const Trainer *t, size_t less, Err *e) {
+static int check_memory(Trainer *t, const char *attn, size_t less, Err *e) {
     const StepPlan *plan = &t->plan;
     const Memory *memory = device_find(t->s->device, NULL)->memory;
     const size_t need = memory_total(memory, plan->row, plan->n) - less;
     const size_t host = memory->is_host ? 0 : memory_total(&host_memory, plan->row, plan->n);
     if (memory_check_or(&host_memory, host, t->program->leaner, e)) return -1;
     if (!memory_check_or(memory, need, t->program->leaner, e)) return 0;
-    const double step = (double)(plan->activations + plan->gradients + plan->workspace);
-    const double fits = t->s->batch * (memory->left() - (double)need + step) / step;
-    char text[SHAPE_TEXT], batch[64] = "";
-    if (fits >= 1 && !less) snprintf(batch, sizeof batch, "; --batch %.0f would fit", floor(fits));
     const Err refused = *e;
+    const int fits = less ? 0 : fitting_batch(t, attn, memory, memory->left());
+    char text[SHAPE_TEXT], batch[64] = "";
+    if (fits) snprintf(batch, sizeof batch, "; --batch %d would fit", fits);
     return err_set(e, "%.1500s%s (the largest tensor: %s %s, %.0f MiB)", refused.text, batch,
                    plan->largest.name, tensor_shape_text(&plan->largest, text),
                    (double)tensor_bytes(&plan->largest) / 1048576);
@@ -224,7 +246,7 @@ static int open_training(Trainer *t, const char *attn, Err *e) {
     const StepPlan *plan = &t->plan;
     const size_t step = plan->activations + plan->gradients + plan->workspace;
     const bool differ = t->program->parts_differ;
-    if (check_memory(t, differ ? step : 0, e) || open_model(t, attn, true, e)) return -1;
+    if (check_memory(t, attn, differ ? step : 0, e) || open_model(t, attn, true, e)) return -1;
     if (differ) return 0;
     return ctx_commit(&t->c, plan->activations, plan->gradients, plan->workspace, e);
 }
@@ -341,7 +363,7 @@ static int run_plan(Trainer *t, Err *e) {
     if (make_plan(t, attn, e)) return -1;
     if (measure_peak(t, e)) return -1;
     plan_print(&t->plan, s->steps, t->log.peak);
-    return check_memory(t, 0, e);
+    return check_memory(t, attn, 0, e);
 }
 
 static int run_use(Trainer *t, Err *e) {

@@ -23,7 +23,7 @@
 #include "llmc_like/fsio.h"
 #include "test/scratch.h"
 
-enum { CLI_ARGS = 80, CLI_SECONDS = 100 };
+enum { CLI_ARGS = 80, CLI_SECONDS = 300 };
 
 typedef struct Cli {
     int status; /* of exit; -1 where a signal ended it */

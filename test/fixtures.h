@@ -302,12 +302,12 @@ typedef struct FixtureProgram {
     int (*sample_mask)(Mask *m, const char *text, Err *e);
 } FixtureProgram;
 
-/* The backends that do this program's mask. */
-static inline int fixture_list_attn(const FixtureProgram *p, const char *mask_text, Err *e) {
+/* The backends that do this program's mask on the device. */
+static inline int fixture_list_attn(const FixtureProgram *p, const FixtureSettings *s, Err *e) {
     Mask mask;
-    if (p->sample_mask(&mask, mask_text, e)) return -1;
+    const Ctx c = {.dev = device_find(s->device, e)};
+    if (!c.dev || p->sample_mask(&mask, s->mask, e)) return -1;
     const AttnArgs shape = attn_shape(1, 1, mask.T, 16, &mask);
-    const Ctx c = {.dev = device_find("cpu", e)};
     for (int i = 0; attn_backends[i]; i++)
         if (!attn_backends[i]->supports(&c, &shape)) printf("%s\n", attn_backends[i]->name);
     mask_free(&mask);
@@ -355,7 +355,7 @@ static inline int fixture_main(const FixtureProgram *p, int argc, char **argv) {
         {"device", OPT_STRING, &s.device, "cpu", 0, 0, "where the ops run", NULL},
         {"threads", OPT_INT, &s.threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
         {"list-attn", OPT_FLAG, &s.list_attn, "off", 0, 0,
-         "print the names of the backends that do the mask, and leave", NULL},
+         "print the names of the backends that do the mask on the device, and leave", NULL},
         {"list-devices", OPT_FLAG, &s.list_devices, "off", 0, 0,
          "print the names of the devices that this processor has, and leave", NULL},
     };
@@ -368,7 +368,7 @@ static inline int fixture_main(const FixtureProgram *p, int argc, char **argv) {
     if (status == 0 && options.help) {
         options_help(&options, usage, stdout);
     } else if (status == 0 && s.list_attn) {
-        status = fixture_list_attn(p, s.mask, &e);
+        status = fixture_list_attn(p, &s, &e);
     } else if (status == 0 && s.list_devices) {
         for (int i = 0; devices[i]; i++)
             if (device_runs_here(devices[i])) printf("%s\n", devices[i]->name);

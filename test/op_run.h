@@ -168,7 +168,7 @@ static inline DType gradient_dtype(Kind k, DType context) {
 static inline bool input_rounds(Kind k) { return kind_dtype(k, DT_BF16) == DT_BF16; }
 static inline bool gradient_rounds(Kind k) { return gradient_dtype(k, DT_BF16) == DT_BF16; }
 static inline bool output_rounds(Op op, int j) {
-    return op != OP_MSE_LOSS && op != OP_ANGLE_LOSS && op != OP_UNIT_VECTOR &&
+    return op != OP_MSE_LOSS && op != OP_ANGLE_LOSS && op != OP_UNIT_VECTOR && op != OP_NORMAL &&
            (op != OP_FLOW_NOISE || j == 0);
 }
 
