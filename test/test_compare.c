@@ -23,7 +23,7 @@ static int train(void *self, const char *backend, int steps, CompareResult *r, i
     float gradient[3] = {1, -2, 0.5f + difference};
     Tensor t = {.grad = gradient, .dtype = DT_F32, .ndim = 1, .shape = {3}};
     Param row = {.tensor = t};
-    const ParamTable params = {.row = &row, .n = 1};
+    const ParamTable params = {.row = &row, .n = 1, .numel = 3, .grads.memory = &host_memory};
     r->units_per_step = 10;
     for (; r->steps < steps; r->steps++) {
         r->loss[r->steps] = 1.0 / (r->steps + 1) + (double)difference;
