@@ -179,7 +179,7 @@ check:
 	@dev/check
 
 format:
-	clang-format -i $(shell git ls-files '*.c' '*.h')
+	clang-format -i $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh')
 
 bench: $(BENCHES)
 	@mkdir -p build/bench

@@ -275,14 +275,12 @@ static void multiply(cublasLtMatmulDesc_t desc, Product p, float alpha, cublasLt
 
 static void finish(cublasLtMatmulDesc_t desc, Product p, const float *ab, float beta,
                    cublasLtMatrixLayout_t C, const char *c, cublasLtMatrixLayout_t D, char *d) {
-    const bool relu = desc->epilogue & CUBLASLT_EPILOGUE_RELU;
     const bool bias = desc->epilogue & CUBLASLT_EPILOGUE_BIAS;
     for (int64_t j = 0; j < p.n; j++)
         for (int64_t i = 0; i < p.m; i++) {
             float x = ab[j * p.m + i];
             if (beta != 0) x += beta * load(C->type, c, j * C->ld + i);
             if (bias) x += load(D->type, desc->bias, i);
-            if (relu && x < 0) x = 0; /* NaN stays */
             store(D->type, d, j * D->ld + i, x);
         }
 }

@@ -14,7 +14,7 @@ typedef struct CudaMask {
     int T, n_docs, longest;
 } CudaMask;
 
-CudaMask cuda_mask(Ctx *c, const Mask *m); /* mask.cu */
+CudaMask cuda_mask(Ctx *c, const Mask *m); /* attention_mask.cu */
 void cuda_masks_free(struct CudaMasks *masks);
 
 /* sdpa. Queries are taken in tiles of consecutive rows, and a tile visits the keys from the

@@ -1,7 +1,7 @@
 /* loop: one document after the other, as one writes it first: the products of its heads by the
  * library, and a softmax between them. No score crosses documents and nothing is padded; but most
  * documents are a row or two, and there the three launches cost more than what they compute. */
-#include "kernels/cuda/softmax.cuh"
+#include "kernels/cuda/attention_scores.cuh"
 
 static char *at(const void *x, AttnStride s, DType dtype, int b, int t) {
     return x ? (char *)(uintptr_t)x + (size_t)(b * s.b + t * s.t) * dtype_size(dtype) : NULL;
@@ -52,7 +52,7 @@ static __global__ void clear_rows(T *x, AttnStride s, int rows, int H, int D) {
 static void no_gradient(Ctx *c, const AttnArgs *part) {
     const dim3 grid = grid_for((int64_t)part->Tk * part->H * part->D);
     with_dtype(part->dtype, [&](auto zero) {
-        using T = decltype(zero);
+        typedef decltype(zero) T;
         if (part->dk)
             launch(c, clear_rows<T>, grid, BLOCK, 0, (T *)part->dk, part->ks, part->Tk, part->H,
                    part->D);

@@ -6,8 +6,9 @@
  * copied out. A framework keeps the blocks of all documents at once; here it is as many as fit into
  * CHUNK_BYTES, so that one long document among thousands of short ones does not fill the device.
  *
- * A result takes the place of an input that is no longer needed (softmax.cuh says which). */
-#include "kernels/cuda/softmax.cuh"
+ * A result takes the place of an input that is no longer needed (attention_scores.cuh says which).
+ */
+#include "kernels/cuda/attention_scores.cuh"
 
 enum {
     CHUNK_BYTES = 256 << 20,
@@ -16,7 +17,7 @@ enum {
     ALIGN = 256
 };
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static int64_t round_up(int64_t n, int64_t to) { return div_up(n, to) * to; }
 
 /* Documents first .. first + part.B - 1 of the call in blocks: (B, H, Tq or Tk, D) each tensor. */
 typedef struct Chunk {

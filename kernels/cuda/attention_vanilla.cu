@@ -1,7 +1,7 @@
 /* vanilla: the score matrix of every head in memory, a masked softmax over its rows, and the
  * products by the library: what attention costs when it is written down as in the paper. Every
  * score is computed, also those that nobody sees. */
-#include "kernels/cuda/softmax.cuh"
+#include "kernels/cuda/attention_scores.cuh"
 
 static const char *supports(const Ctx *c, const AttnArgs *a) {
     (void)c;

@@ -1,49 +1,50 @@
-/* Correlations as products: each pixel's k x k neighbours are gathered into a row, and the rows go
- * through cuda_gemm with the weight in the same order. The gradient of the input is again a
+/* Correlations as products (im2col): each pixel's k x k neighbours are gathered into a row, and the
+ * rows go through cuda_gemm with the weight in the same order. The gradient of the input is again a
  * correlation, of dy with the weight turned by half a circle and its channels exchanged, so nothing
  * is scattered and no sum needs an atomic. A row is k^2 times a pixel, so rows are made in blocks
  * that bound the workspace.
  *
  * D channels in, R channels out of such a correlation: I and O forward, O and I backward. */
 #include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/rows.cuh"
 
-enum { PATCH_BYTES = 256 << 20 };
+enum { IM2COL_BYTES = 256 << 20 };
 
 /* One correlation's sizes. Rows are padded with zeros to whole packs: cuBLASLt uses the matrix
  * units only where rows begin at multiples of 16 bytes, and three colours make 27 numbers. */
-typedef struct Patches {
+typedef struct Im2col {
     int64_t pixels; /* of all images */
     int h, w, k, D;
     int64_t cols;  /* k k D, padded */
     int64_t block; /* rows made at a time */
-} Patches;
+} Im2col;
 
-static Patches patches_of(const Tensor *x, int k) {
+static Im2col im2col_of(const Tensor *x, int k) {
     const int64_t pack = (int64_t)(16 / dtype_size(x->dtype)),
                   row = (int64_t)k * k * tensor_cols(x);
-    Patches p = {};
+    Im2col p = {};
     p.pixels = tensor_rows(x);
     p.h = (int)x->shape[x->ndim - 3], p.w = (int)x->shape[x->ndim - 2];
     p.k = k, p.D = (int)tensor_cols(x);
-    p.cols = (row + pack - 1) / pack * pack;
-    p.block = PATCH_BYTES / (p.cols * (int64_t)dtype_size(x->dtype));
+    p.cols = div_up(row, pack) * pack;
+    p.block = IM2COL_BYTES / (p.cols * (int64_t)dtype_size(x->dtype));
     if (p.block < 1) p.block = 1;
     if (p.block > p.pixels) p.block = p.pixels;
     return p;
 }
 
-static size_t patch_bytes(const Patches *p, DType dtype) {
+static size_t im2col_bytes(const Im2col *p, DType dtype) {
     const size_t bytes = (size_t)(p->block * p->cols) * dtype_size(dtype);
     return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
 }
 
-/* ---- gathering ---- */
+/* ---- im2col ---- */
 
 /* rows (n, cols): row r, column (ky, kx, d) = x at (py + ky - k/2, px + kx - k/2, d) or zero, for
  * pixel `first` + r counted from the image where x begins. A thread makes 16 bytes; `whole`: they
  * lie in one pixel. Writes each number once and reads it k^2 times, mostly from the cache. */
 template <typename T, bool whole>
-static __global__ void gather(T *rows, const T *x, Patches p, unsigned first, unsigned n) {
+static __global__ void im2col(T *rows, const T *x, Im2col p, unsigned first, unsigned n) {
     enum { V = Pack<T>::N };
     const unsigned packs = (unsigned)p.cols / V;
     const int64_t i = global_thread();
@@ -64,20 +65,20 @@ static __global__ void gather(T *rows, const T *x, Patches p, unsigned first, un
         else if (inside)
             out = load_pack(from);
         else
-            for (int e = 0; e < V; e++) out.at[e] = from_float<T>(0);
+            out = Pack<T>();
     }
     *(Pack<T> *)(rows + (int64_t)row * p.cols + col) = out;
 }
 
-static void gather_block(Ctx *c, DType dtype, void *rows, const void *x, const Patches *p,
+static void im2col_block(Ctx *c, DType dtype, void *rows, const void *x, const Im2col *p,
                          int64_t first, int64_t n) {
     const int64_t image = (int64_t)p->h * p->w, start = first / image * image;
-    with_dtype(dtype, [=](auto zero) {
+    with_dtype(dtype, [&](auto zero) {
         typedef decltype(zero) T;
         enum { V = Pack<T>::N };
-        void (*const kernel)(T *, const T *, Patches, unsigned, unsigned) =
-            p->D % V == 0 ? gather<T, true> : gather<T, false>;
-        launch(c, kernel, grid_for(n * p->cols / V), dim3(BLOCK), 0, (T *)rows,
+        void (*const kernel)(T *, const T *, Im2col, unsigned, unsigned) =
+            p->D % V == 0 ? im2col<T, true> : im2col<T, false>;
+        launch(c, kernel, grid_for(n * p->cols / V), BLOCK, 0, (T *)rows,
                (const T *)x + start * p->D, *p, first - start, n);
     });
 }
@@ -97,11 +98,11 @@ static __global__ void pack_weight(T *packed, const T *weight, int R, int taps, 
     packed[i] = tap < taps ? weight[from] : from_float<T>(0);
 }
 
-static void pack(Ctx *c, const Tensor *weight, int64_t R, const Patches *p, bool turned, void *to) {
-    with_dtype(weight->dtype, [=](auto zero) {
+static void pack(Ctx *c, const Tensor *weight, int64_t R, const Im2col *p, bool turned, void *to) {
+    with_dtype(weight->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, pack_weight<T>, grid_for(R * p->cols), dim3(BLOCK), 0, (T *)to,
-               (const T *)weight->data, R, p->k * p->k, p->D, p->cols, turned);
+        launch(c, pack_weight<T>, grid_for(R * p->cols), BLOCK, 0, (T *)to, (const T *)weight->data,
+               R, p->k * p->k, p->D, p->cols, turned);
     });
 }
 
@@ -112,18 +113,17 @@ static __global__ void unpack_gradient(float *grad, const float *packed, int64_t
     if (i >= n) return;
     const int64_t o = i / ((int64_t)I * taps);
     const int d = (int)(i / taps % I), tap = (int)(i % taps);
-    const float x = packed[o * cols + (int64_t)tap * I + d];
-    grad[i] = add ? grad[i] + x : x;
+    put(grad + i, packed[o * cols + (int64_t)tap * I + d], add);
 }
 
 /* ---- the three correlations ---- */
 
 /* y (pixels, R) = or (add) += the correlation of x (pixels, D) with the weight, plus bias. */
-static void correlate(Ctx *c, const Patches *p, DType dtype, const void *x, const Tensor *weight,
+static void correlate(Ctx *c, const Im2col *p, DType dtype, const void *x, const Tensor *weight,
                       int64_t R, bool turned, const void *bias, void *y, bool add) {
     const size_t size = dtype_size(dtype);
-    char *rows = (char *)ctx_workspace(c, patch_bytes(p, dtype) + (size_t)(R * p->cols) * size);
-    char *packed = rows + patch_bytes(p, dtype);
+    char *rows = (char *)ctx_workspace(c, im2col_bytes(p, dtype) + (size_t)(R * p->cols) * size);
+    char *packed = rows + im2col_bytes(p, dtype);
     pack(c, weight, R, p, turned, packed);
     Gemm g = {};
     g.N = R, g.K = p->cols;
@@ -137,19 +137,19 @@ static void correlate(Ctx *c, const Patches *p, DType dtype, const void *x, cons
     for (int64_t first = 0; first < p->pixels; first += g.M) {
         g.M = p->pixels - first < p->block ? p->pixels - first : p->block;
         g.C = (char *)y + (size_t)(first * R) * size;
-        gather_block(c, dtype, rows, x, p, first, g.M);
+        im2col_block(c, dtype, rows, x, p, first, g.M);
         cuda_gemm(c, &g);
     }
 }
 
 /* dW (O, I, k k) = or += dy' rows */
-static void weight_gradient(Ctx *c, const Patches *p, const Tensor *x, const Tensor *w,
+static void weight_gradient(Ctx *c, const Im2col *p, const Tensor *x, const Tensor *w,
                             const void *dy) {
     const int64_t O = w->shape[0];
     const size_t size = dtype_size(x->dtype);
     char *rows =
-        (char *)ctx_workspace(c, patch_bytes(p, x->dtype) + sizeof(float) * (size_t)(O * p->cols));
-    float *packed = (float *)(rows + patch_bytes(p, x->dtype));
+        (char *)ctx_workspace(c, im2col_bytes(p, x->dtype) + sizeof(float) * (size_t)(O * p->cols));
+    float *packed = (float *)(rows + im2col_bytes(p, x->dtype));
     Gemm g = {};
     g.M = O, g.N = p->cols;
     g.ta = true;
@@ -162,27 +162,25 @@ static void weight_gradient(Ctx *c, const Patches *p, const Tensor *x, const Ten
         g.K = p->pixels - first < p->block ? p->pixels - first : p->block;
         g.A = (const char *)dy + (size_t)(first * O) * size;
         g.beta = first > 0;
-        gather_block(c, x->dtype, rows, x->data, p, first, g.K);
+        im2col_block(c, x->dtype, rows, x->data, p, first, g.K);
         cuda_gemm(c, &g);
     }
     const int64_t n = tensor_numel(w);
-    launch(c, unpack_gradient, grid_for(n), dim3(BLOCK), 0, (float *)w->grad, packed, n,
-           p->k * p->k, p->D, p->cols, w->grad_set);
+    launch(c, unpack_gradient, grid_for(n), BLOCK, 0, (float *)w->grad, packed, n, p->k * p->k,
+           p->D, p->cols, w->grad_set);
 }
 
 void cuda_conv2d_forward(Ctx *c, const OpCall *o) {
     const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2], *y = o->out[0];
-    const Patches p = patches_of(x, (int)w->shape[2]);
+    const Im2col p = im2col_of(x, (int)w->shape[2]);
     correlate(c, &p, x->dtype, x->data, w, w->shape[0], false, b ? b->data : NULL, y->data, false);
 }
 
 void cuda_conv2d_backward(Ctx *c, const OpCall *o) {
     const Tensor *x = o->in[0], *w = o->in[1], *b = o->in[2], *y = o->out[0];
-    const Patches from_x = patches_of(x, (int)w->shape[2]);
-    const Patches from_y = patches_of(y, (int)w->shape[2]);
-    if (b && b->grad)
-        cuda_column_sums(c, y->dtype, y->grad, tensor_rows(y), tensor_cols(y), (float *)b->grad,
-                         b->grad_set);
+    const Im2col from_x = im2col_of(x, (int)w->shape[2]);
+    const Im2col from_y = im2col_of(y, (int)w->shape[2]);
+    if (b && b->grad) cuda_sum_rows(c, y->dtype, y->grad, tensor_cols(y), tensor_rows(y), b);
     if (w->grad) weight_gradient(c, &from_x, x, w, y->grad);
     if (x->grad)
         correlate(c, &from_y, y->dtype, y->grad, w, w->shape[1], true, NULL, x->grad, x->grad_set);

@@ -1,4 +1,17 @@
-/* What every kernel file of the CUDA device shares: checked calls, the launch, dtypes, reductions.
+/* What every kernel file of the CUDA device shares: checked calls, the launch, dtypes, packs,
+ * reductions. What lies where:
+ *
+ *   device, table                 memory, the queue, time; the list of kernels
+ *   gemm, linear, conv            products by cuBLASLt, and what is made of them
+ *   rows                          rows picked by number; columns summed in a fixed order
+ *   activation, elementwise       a number at a time; dropout, noise: with philox's random ones
+ *   layernorm, rmsnorm, modulate  norms of rows, by norm.cuh; groupnorm: of images
+ *   rope, embedding, layout       positions, tables, and what only moves
+ *   segment, direction, loss      events in segments; what is learned from
+ *   optim                         the update of all parameters
+ *   attention_*                   a backend each; flash_*: sdpa's kernels, attention_scores: those
+ *                                 of the backends that have their scores in memory
+ *   ptx                           instructions that C++ has no word for
  *
  * The same sources are built twice: by nvcc for a GPU, and by the host's C++ compiler for the
  * emulator (dev/emu), which finds races, reads past ends and misused instructions on machines
@@ -96,10 +109,12 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
 #endif
 }
 
+static __host__ __device__ inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 /* One thread an element of n, in blocks of 256; for kernels that begin with
  *     const int64_t i = global_thread(); if (i >= n) return; */
 enum { BLOCK = 256 };
-static inline dim3 grid_for(int64_t n) { return dim3((unsigned)((n + BLOCK - 1) / BLOCK)); }
+static inline dim3 grid_for(int64_t n) { return dim3((unsigned)div_up(n, BLOCK)); }
 static __device__ __forceinline__ int64_t global_thread() {
     return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
 }
@@ -119,18 +134,6 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-/* 16 bytes of T: what one load or store moves. Addresses are multiples of 16. */
-template <typename T>
-struct alignas(16) Pack {
-    enum { N = 16 / sizeof(T) };
-    T at[N];
-};
-
-template <typename T>
-static __device__ __forceinline__ Pack<T> load_pack(const T *p) {
-    return *(const Pack<T> *)p;
-}
-
 /* Calls f with a value of the C++ type of dtype: f(float()) or f(bf16()). */
 template <typename F>
 static inline void with_dtype(DType dtype, F f) {
@@ -140,18 +143,97 @@ static inline void with_dtype(DType dtype, F f) {
         f(float());
 }
 
+/* *to = or (add) += x, in float32 before it is rounded. */
+template <typename T>
+static __device__ __forceinline__ void put(T *to, float x, bool add) {
+    *to = from_float<T>(add ? to_float(*to) + x : x);
+}
+
+/* ---- packs ---- */
+
+/* N neighbours that a thread moves at once: 16 bytes of them (Pack<T>), or one number. Beside packs
+ * of eight bf16 there are as many float32, which are two loads. Kernels count in packs where all
+ * their tensors are cut into packs of one length; else load_pack and put_pack take them from rows
+ * of numbers. */
+template <typename T, int n = 16 / (int)sizeof(T)>
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Pack {
+    typedef T Type;
+    enum { N = n };
+    T at[n];
+};
+
+/* Calls f with a pack: f(Pack<T>()) where `lengths` are multiples of that, else f(Pack<T, 1>()).
+ * lengths, or'ed together: of rows, and of what lies between them. A tensor begins at a multiple of
+ * 256 bytes, so a row begins at a multiple of 16 when all that is before it has such lengths. */
+template <typename T, typename F>
+static inline void with_pack(int64_t lengths, F f) {
+    if (lengths % Pack<T>::N == 0)
+        f(Pack<T>());
+    else
+        f(Pack<T, 1>());
+}
+
+template <typename F>
+static inline void with_pack(DType dtype, int64_t lengths, F f) {
+    with_dtype(dtype, [&](auto zero) { with_pack<decltype(zero)>(lengths, f); });
+}
+
+template <int N, typename T>
+static __device__ __forceinline__ Pack<T, N> load_pack(const T *p) {
+    return *(const Pack<T, N> *)p;
+}
+template <typename T>
+static __device__ __forceinline__ Pack<T> load_pack(const T *p) {
+    return load_pack<Pack<T>::N>(p);
+}
+
+/* *to = or (add) += x, as above. */
+template <typename T, typename S, int N>
+static __device__ __forceinline__ void put(Pack<T, N> *to, const Pack<S, N> &x, bool add) {
+    Pack<T, N> sum;
+    if (add) sum = *to;
+    for (int j = 0; j < N; j++) put(&sum.at[j], to_float(x.at[j]), add);
+    *to = sum;
+}
+template <typename T, typename S, int N>
+static __device__ __forceinline__ void put_pack(T *to, const Pack<S, N> &x, bool add) {
+    put((Pack<T, N> *)to, x, add);
+}
+
+template <typename T>
+static constexpr size_t number_size(const T *) {
+    return sizeof(T);
+}
+template <typename T, int N>
+static constexpr size_t number_size(const Pack<T, N> *) {
+    return sizeof(T);
+}
+
+/* t's gradient, NULL: not wanted. V is the type of its numbers, or a pack of them: float for a
+ * parameter, else the dtype of t's data. */
+template <typename V>
+static inline V *grad_of(const Tensor *t) {
+    const DType dtype = t->is_param ? DT_F32 : t->dtype;
+    V *grad = (V *)t->grad;
+    CHECK(!grad || number_size(grad) == dtype_size(dtype), "%s: its gradient is %s", t->name,
+          dtype_name(dtype));
+    return grad;
+}
+
 /* ---- reductions: a fixed order, the same bits each time ---- */
 
 enum { WARP = 32 };
 #define FULL_WARP 0xffffffffu
 
-/* The sum (largest) over a warp's 32 lanes, in every lane. V: float, double or int. */
-template <typename V>
+/* The sum over LANES neighbouring lanes, in each of them. V: float, double or int. */
+template <int LANES = WARP, typename V>
 static __device__ __forceinline__ V warp_sum(V x) {
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL_WARP, x, offset);
+    for (int offset = LANES / 2; offset > 0; offset /= 2)
+        x += __shfl_xor_sync(FULL_WARP, x, offset);
     return x;
 }
 
+/* The largest over a warp's lanes, in each of them. */
 static __device__ __forceinline__ float warp_max(float x) {
     for (int offset = WARP / 2; offset > 0; offset /= 2)
         x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, offset));
@@ -171,6 +253,14 @@ static __device__ V block_sum(V x) {
     x = warp_sum(x);
     __syncthreads();
     return x;
+}
+
+/* The sum of x's n numbers, in every thread of a block; else as block_sum. */
+template <typename V>
+static __device__ V block_sum(const V *x, int64_t n) {
+    V sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
+    return block_sum(sum);
 }
 
 #endif

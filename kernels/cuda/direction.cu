@@ -21,9 +21,9 @@ static __global__ void unit_rows(float *y, const T *x, int64_t rows, int64_t C, 
 
 void cuda_unit_vector_forward(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), C = tensor_cols(o->in[0]);
-    with_dtype(c->dtype, [=](auto zero) {
+    with_dtype(c->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, unit_rows<T>, grid_for(rows), dim3(BLOCK), 0, (float *)o->out[0]->data,
+        launch(c, unit_rows<T>, grid_for(rows), BLOCK, 0, (float *)o->out[0]->data,
                (const T *)o->in[0]->data, rows, C, o->attr.eps);
     });
 }
@@ -39,17 +39,14 @@ static __global__ void unit_slopes(T *dx, const T *x, const float *dy, int64_t r
     float dot = 0;
     for (int64_t j = 0; j < C; j++) dot += dy[j] * (to_float(x[j]) / s);
     const float along = n == 0 ? 0 : dot / n;
-    for (int64_t j = 0; j < C; j++) {
-        const float d = (dy[j] - to_float(x[j]) * along) / s;
-        dx[j] = from_float<T>(add ? to_float(dx[j]) + d : d);
-    }
+    for (int64_t j = 0; j < C; j++) put(dx + j, (dy[j] - to_float(x[j]) * along) / s, add);
 }
 
 void cuda_unit_vector_backward(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]), C = tensor_cols(o->in[0]);
-    with_dtype(c->dtype, [=](auto zero) {
+    with_dtype(c->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, unit_slopes<T>, grid_for(rows), dim3(BLOCK), 0, (T *)o->in[0]->grad,
+        launch(c, unit_slopes<T>, grid_for(rows), BLOCK, 0, (T *)o->in[0]->grad,
                (const T *)o->in[0]->data, (const float *)o->out[0]->grad, rows, C, o->attr.eps,
                o->in[0]->grad_set);
     });
@@ -80,7 +77,7 @@ void cuda_angle_loss_forward(Ctx *c, const OpCall *o) {
     const int64_t rows = tensor_rows(o->in[0]);
     const dim3 grid = loss_grid(rows);
     double *sums = loss_sums(c);
-    launch(c, sum_angles, grid, dim3(BLOCK), 0, sums, (const float *)o->in[0]->data,
+    launch(c, sum_angles, grid, BLOCK, 0, sums, (const float *)o->in[0]->data,
            (const float *)o->in[1]->data, rows, tensor_cols(o->in[0]));
     loss_mean(c, o->out[0], sums, grid, rows);
 }
@@ -95,15 +92,15 @@ static __global__ void angle_slopes(float *dx, float *dtarget, const float *x, c
     const double d = *dloss / (double)rows;
     const float slope = (float)(fabs(dot) > LIMIT ? 0 : -d / sqrt(1 - dot * dot));
     for (int64_t j = r * C; j < (r + 1) * C; j++) {
-        if (dx) dx[j] = (add_x ? dx[j] : 0) + slope * target[j];
-        if (dtarget) dtarget[j] = (add_target ? dtarget[j] : 0) + slope * x[j];
+        if (dx) put(dx + j, slope * target[j], add_x);
+        if (dtarget) put(dtarget + j, slope * x[j], add_target);
     }
 }
 
 void cuda_angle_loss_backward(Ctx *c, const OpCall *o) {
     const Tensor *x = o->in[0], *target = o->in[1];
     const int64_t rows = tensor_rows(x);
-    launch(c, angle_slopes, grid_for(rows), dim3(BLOCK), 0, (float *)x->grad, (float *)target->grad,
+    launch(c, angle_slopes, grid_for(rows), BLOCK, 0, (float *)x->grad, (float *)target->grad,
            (const float *)x->data, (const float *)target->data, (const double *)o->out[0]->grad,
            rows, tensor_cols(x), x->grad_set, target->grad_set);
 }

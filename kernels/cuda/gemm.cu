@@ -257,7 +257,6 @@ static int64_t alignment(const void *p, int64_t stride, DType dtype) {
 }
 
 static cublasLtEpilogue_t epilogue_of(const Gemm *g) {
-    if (g->relu) return g->bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
     return g->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
@@ -342,9 +341,9 @@ double cuda_peak(Ctx *c) {
     g.in = g.out = c->dtype;
     g.A = at, g.B = at + bytes, g.C = at + 2 * bytes;
     g.alpha = 1;
-    with_dtype(c->dtype, [=](auto zero) {
+    with_dtype(c->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, fill<T>, grid_for(2 * n * n), dim3(BLOCK), 0, (T *)at, 2 * n * n);
+        launch(c, fill<T>, grid_for(2 * n * n), BLOCK, 0, (T *)at, 2 * n * n);
     });
     return 2e-6 * (double)(n * n * n) / (double)median_time(c, &g);
 }

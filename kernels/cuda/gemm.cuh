@@ -5,12 +5,12 @@
 
 #include "kernels/cuda/cuda.cuh"
 
-/* C (M, N) = act(alpha op(A) op(B) + beta E + bias), row-major, rows ld apart; op(A) is (M, K),
+/* C (M, N) = alpha op(A) op(B) + beta E + bias, row-major, rows ld apart; op(A) is (M, K),
  * op(B) is (K, N); ta, tb: stored transposed. `batch` such products at strides in elements (a
  * stride may be 0 for A and B). A and B have dtype `in`, C, E and bias have `out`: float32 from
  * either, or bf16 from bf16. Sums are float32: never tf32. E: NULL means C itself, else it lies as
- * C does, and C is only written. bias: (N), aligned to 16 bytes, or NULL. relu: act is max(x, 0).
- * Rows that are no multiples of 16 bytes are valid, and slow: the matrix units need those. */
+ * C does, and C is only written. bias: (N), aligned to 16 bytes, or NULL. Rows that are no
+ * multiples of 16 bytes are valid, and slow: the matrix units need those. */
 typedef struct Gemm {
     int64_t M, N, K;
     bool ta, tb;
@@ -22,7 +22,6 @@ typedef struct Gemm {
     int64_t batch, stride_a, stride_b, stride_c;
     float alpha, beta;
     const void *bias;
-    bool relu;
 } Gemm;
 
 /* Zero-initialised fields: batch 0 counts as 1, alpha must be set. Workspace of the library is
@@ -32,16 +31,5 @@ void cuda_gemm(Ctx *c, const Gemm *g);
 
 /* Frees what cuda_gemm keeps; NULL is allowed. */
 void cublas_free(struct CublasLt *blas);
-
-/* V neighbours, moved at once: 16 bytes, or one number where rows are not cut so. */
-template <typename T, int V>
-struct alignas(V * sizeof(T)) Few {
-    T at[V];
-};
-
-/* sums (N), float32, = or (add) += the sums of x's columns, x (rows, N) of dtype, in a fixed order.
- * Takes ctx_workspace. (linear.cu) */
-void cuda_column_sums(Ctx *c, DType dtype, const void *x, int64_t rows, int64_t N, float *sums,
-                      bool add);
 
 #endif

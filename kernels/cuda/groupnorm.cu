@@ -1,4 +1,4 @@
-/* Group normalisation on channels-last images. A block takes an image: a thread the same part of
+/* Group normalisation on channels-last images. A block takes an image: a thread the same pack of
  * each of its pixels, so that the sums per channel are in registers, and a group's are then added
  * up in double. The image is read twice, the second time from the cache: in device memory's traffic
  * forward reads x and writes y, backward reads x and dy and writes dx. */
@@ -6,15 +6,15 @@
 
 enum { IMAGE_BLOCK = 512 };
 
-struct Images {
+typedef struct Images {
     int pixels, C, groups, per; /* per: channels a group */
-};
+} Images;
 
-/* Which of an image's numbers a thread takes, for columns from j0 on: part j of pixels row, row +
+/* Which of an image's numbers a thread takes, for columns from j0 on: pack j of pixels row, row +
  * rows, ... A thread that is left over has j = C. */
-struct ImagePlace {
-    int width, rows, row, j; /* width: parts of a pixel side by side in a block */
-};
+typedef struct ImagePlace {
+    int width, rows, row, j; /* width: packs of a pixel side by side in a block */
+} ImagePlace;
 
 template <int N>
 static __device__ __forceinline__ ImagePlace image_place(const Images &s, int j0) {
@@ -28,13 +28,13 @@ static __device__ __forceinline__ ImagePlace image_place(const Images &s, int j0
 }
 
 /* first (C) and second (C) = the sums over an image's pixels of what f(at, j, u, v) adds to u[N]
- * and v[N] for the part at x[at], columns j .. j + N - 1. All threads call it; ends with a barrier.
+ * and v[N] for the pack at x[at], columns j .. j + N - 1. All threads call it; ends with a barrier.
  */
 template <int N, typename F>
 static __device__ __forceinline__ void channel_sums(const Images &s, float *first, float *second,
                                                     F f) {
     __shared__ float total[IMAGE_BLOCK * N];
-    const int parts = s.C / N, step = min(parts, (int)IMAGE_BLOCK) * N;
+    const int step = min(s.C / N, (int)IMAGE_BLOCK) * N;
     for (int j0 = 0; j0 < s.C; j0 += step) {
         const ImagePlace p = image_place<N>(s, j0);
         float sum[2][N] = {};
@@ -42,18 +42,13 @@ static __device__ __forceinline__ void channel_sums(const Images &s, float *firs
             for (int pixel = p.row; pixel < s.pixels; pixel += p.rows)
                 f((int64_t)pixel * s.C + p.j, p.j, sum[0], sum[1]);
         for (int which = 0; which < 2; which++) {
-            float *dst = which ? second : first;
-            if (p.j < s.C)
-                for (int i = 0; i < N; i++) total[p.row * step + p.j - j0 + i] = sum[which][i];
-            __syncthreads();
-            for (int i = (int)threadIdx.x; i < step && j0 + i < s.C; i += IMAGE_BLOCK) {
-                float all = total[i];
-                for (int row = 1; row < p.rows; row++) all += total[row * step + i];
-                dst[j0 + i] = all;
-            }
-            __syncthreads();
+            float *to = which ? second : first;
+            sum_columns<1, N>(total, sum[which], p.width);
+            for (int i = (int)threadIdx.x; i < step && j0 + i < s.C; i += IMAGE_BLOCK)
+                to[j0 + i] = total[i];
         }
     }
+    __syncthreads();
 }
 
 /* mean and rstd (images, groups) are saved; sums (images, 2 C) is scratch. Numbers are summed less
@@ -70,9 +65,9 @@ static __global__ void __launch_bounds__(IMAGE_BLOCK, 2)
     rstd += image * s.groups;
     float *sum = sums + image * 2 * s.C, *squares = sum + s.C;
     channel_sums<N>(s, sum, squares, [&](int64_t at, int j, float *u, float *v) {
-        const Part<T, N> part = load_part<N>(x + at);
+        const Pack<T, N> values = load_pack<N>(x + at);
         for (int i = 0; i < N; i++) {
-            const float d = to_float(part.at[i]) - to_float(x[(j + i) / s.per * s.per]);
+            const float d = to_float(values.at[i]) - to_float(x[(j + i) / s.per * s.per]);
             u[i] += d;
             v[i] += d * d;
         }
@@ -97,11 +92,11 @@ static __global__ void __launch_bounds__(IMAGE_BLOCK, 2)
         }
         for (int pixel = p.row; pixel < s.pixels; pixel += p.rows) {
             const int64_t at = (int64_t)pixel * s.C + p.j;
-            const Part<T, N> part = load_part<N>(x + at);
-            float out[N];
+            const Pack<T, N> v = load_pack<N>(x + at);
+            Pack<float, N> out;
             for (int i = 0; i < N; i++)
-                out[i] = (to_float(part.at[i]) - centre[i]) * scale[i] + shift[i];
-            put_part<N>(y + at, out, false);
+                out.at[i] = (to_float(v.at[i]) - centre[i]) * scale[i] + shift[i];
+            put_pack(y + at, out, false);
         }
     }
 }
@@ -128,10 +123,10 @@ static __global__ void __launch_bounds__(IMAGE_BLOCK, 2) groupnorm_backward(Grou
     float *sum_dn = p.sums + image * 2 * s.C, *sum_d = sum_dn + s.C;
     float *slope = p.means + image * 2 * s.groups, *centre = slope + s.groups;
     channel_sums<N>(s, sum_dn, sum_d, [&](int64_t at, int j, float *u, float *v) {
-        const Part<T, N> part = load_part<N>(x + at), d = load_part<N>(dy + at);
+        const Pack<T, N> values = load_pack<N>(x + at), d = load_pack<N>(dy + at);
         for (int i = 0; i < N; i++) {
             const int g = (j + i) / s.per;
-            u[i] += to_float(d.at[i]) * ((to_float(part.at[i]) - mean[g]) * rstd[g]);
+            u[i] += to_float(d.at[i]) * ((to_float(values.at[i]) - mean[g]) * rstd[g]);
             v[i] += to_float(d.at[i]);
         }
     });
@@ -161,11 +156,11 @@ static __global__ void __launch_bounds__(IMAGE_BLOCK, 2) groupnorm_backward(Grou
         }
         for (int pixel = q.row; pixel < s.pixels; pixel += q.rows) {
             const int64_t at = (int64_t)pixel * s.C + q.j;
-            const Part<T, N> part = load_part<N>(x + at), d = load_part<N>(dy + at);
-            float out[N];
+            const Pack<T, N> v = load_pack<N>(x + at), d = load_pack<N>(dy + at);
+            Pack<float, N> out;
             for (int i = 0; i < N; i++)
-                out[i] = to_float(d.at[i]) * w[i] - a[i] - (to_float(part.at[i]) - m[i]) * b[i];
-            put_part<N>(p.dx + start + at, out, p.add);
+                out.at[i] = to_float(d.at[i]) * w[i] - a[i] - (to_float(v.at[i]) - m[i]) * b[i];
+            put_pack(p.dx + start + at, out, p.add);
         }
     }
 }
@@ -184,14 +179,13 @@ void cuda_groupnorm_forward(Ctx *c, const OpCall *o) {
     const Images s = images_of(o);
     const int64_t images = tensor_rows(o->in[0]) / s.pixels;
     float *sums = (float *)ctx_workspace(c, sizeof(float) * (size_t)(2 * images * s.C));
-    with_dtype(c->dtype, [&](auto t) {
-        typedef decltype(t) T;
-        const T *x = (const T *)o->in[0]->data;
-        T *y = (T *)o->out[0]->data;
-        with_part<T>(is_packed<T>(s.C, x, y), [&](auto part) {
-            launch(c, groupnorm_forward<T, decltype(part)::N>, (unsigned)images, IMAGE_BLOCK, 0, y,
-                   (float *)o->saved[0]->data, (float *)o->saved[1]->data, sums, x,
-                   (const float *)o->in[1]->data, (const float *)o->in[2]->data, s, o->attr.eps);
+    with_dtype(c->dtype, [&](auto zero) {
+        typedef decltype(zero) T;
+        with_pack<T>(s.C, [&](auto pack) {
+            launch(c, groupnorm_forward<T, decltype(pack)::N>, (unsigned)images, IMAGE_BLOCK, 0,
+                   (T *)o->out[0]->data, (float *)o->saved[0]->data, (float *)o->saved[1]->data,
+                   sums, (const T *)o->in[0]->data, (const float *)o->in[1]->data,
+                   (const float *)o->in[2]->data, s, o->attr.eps);
         });
     });
 }
@@ -201,8 +195,8 @@ void cuda_groupnorm_backward(Ctx *c, const OpCall *o) {
     const int64_t images = tensor_rows(o->in[0]) / s.pixels;
     float *sums =
         (float *)ctx_workspace(c, sizeof(float) * (size_t)(2 * images * (s.C + s.groups)));
-    with_dtype(c->dtype, [&](auto t) {
-        typedef decltype(t) T;
+    with_dtype(c->dtype, [&](auto zero) {
+        typedef decltype(zero) T;
         GroupBackward<T> p;
         p.x = (const T *)o->in[0]->data;
         p.dy = (const T *)o->out[0]->grad;
@@ -214,12 +208,10 @@ void cuda_groupnorm_backward(Ctx *c, const OpCall *o) {
         p.means = sums + 2 * images * s.C;
         p.s = s;
         p.add = o->in[0]->grad_set;
-        with_part<T>(is_packed<T>(s.C, p.x, p.dy, p.dx), [&](auto part) {
-            launch(c, groupnorm_backward<T, decltype(part)::N>, (unsigned)images, IMAGE_BLOCK, 0,
+        with_pack<T>(s.C, [&](auto pack) {
+            launch(c, groupnorm_backward<T, decltype(pack)::N>, (unsigned)images, IMAGE_BLOCK, 0,
                    p);
         });
     });
-    const ColumnSums to = {{(float *)o->in[1]->grad, (float *)o->in[2]->grad},
-                           {o->in[1]->grad_set, o->in[2]->grad_set}};
-    cuda_sum_partials(c, sums, images, s.C, 2, to);
+    cuda_sum_partials(c, sums, images, s.C, o->in[1], o->in[2]);
 }

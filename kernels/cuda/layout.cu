@@ -1,12 +1,12 @@
 /* Ops that only move numbers: each is read once and written once. */
-#include "kernels/cuda/move.cuh"
+#include "kernels/cuda/rows.cuh"
 
 /* ---- rows at strides ---- */
 
 /* to = or += from, or zeros where from is NULL. */
 template <typename To, typename From>
-static __global__ void copy_pieces(To *to, int64_t to_stride, const From *from, int64_t from_stride,
-                                   int64_t n, int64_t cols, bool add) {
+static __global__ void copy_packs(To *to, int64_t to_stride, const From *from, int64_t from_stride,
+                                  int64_t n, int64_t cols, bool add) {
     const int64_t i = global_thread();
     if (i >= n) return;
     const int64_t r = i / cols, j = i - r * cols;
@@ -23,12 +23,11 @@ typedef struct Columns {
 static void copy_rows(Ctx *c, DType dtype, Columns to, Columns from, int64_t rows, int64_t cols,
                       bool add) {
     const int64_t n = rows * cols, lengths = to.stride | to.first | from.stride | from.first | cols;
-    with_piece(dtype, lengths, [=](auto zero) {
-        typedef decltype(zero) V;
+    with_pack(dtype, lengths, [&](auto pack) {
+        typedef decltype(pack) V;
         const V *source = from.data ? (const V *)from.data + from.first / V::N : NULL;
-        launch(c, copy_pieces<V, V>, grid_for(n / V::N), dim3(BLOCK), 0,
-               (V *)to.data + to.first / V::N, to.stride / V::N, source, from.stride / V::N,
-               n / V::N, cols / V::N, add);
+        launch(c, copy_packs<V, V>, grid_for(n / V::N), BLOCK, 0, (V *)to.data + to.first / V::N,
+               to.stride / V::N, source, from.stride / V::N, n / V::N, cols / V::N, add);
     });
 }
 
@@ -50,30 +49,15 @@ void cuda_append_registers_forward(Ctx *c, const OpCall *o) {
               false);
 }
 
-template <typename T>
-struct RegisterRows {
-    const T *dy;
-    Frames f;
-};
-
-template <typename T>
-static __device__ __forceinline__ const T *number_at(const RegisterRows<T> &rows, int64_t i,
-                                                     int64_t j) {
-    return rows.dy + i * rows.f.size + rows.f.patches + j;
-}
-
 void cuda_append_registers_backward(Ctx *c, const OpCall *o) {
     const Frames f = frames_of(o->in[0], o->attr.registers);
-    const void *dy = o->out[0]->grad;
+    const char *dy = (const char *)o->out[0]->grad;
     if (o->in[0]->grad)
         copy_rows(c, c->dtype, {o->in[0]->grad, f.patches, 0}, {dy, f.size, 0}, f.n, f.patches,
                   o->in[0]->grad_set);
-    if (!o->in[1]->grad) return;
-    with_dtype(c->dtype, [=](auto zero) {
-        typedef decltype(zero) T;
-        sum_rows(c, RegisterRows<T>{(const T *)dy, f}, f.n, sum_size(f.n), f.size - f.patches,
-                 o->in[1]);
-    });
+    if (o->in[1]->grad)
+        cuda_sum_rows(c, c->dtype, dy + (size_t)f.patches * dtype_size(c->dtype), f.size, f.n,
+                      o->in[1]);
 }
 
 void cuda_drop_registers_forward(Ctx *c, const OpCall *o) {
@@ -116,10 +100,10 @@ void cuda_pad_forward(Ctx *c, const OpCall *o) {
     const int64_t K = tensor_cols(o->in[0]), C = tensor_cols(o->out[0]);
     const int64_t rows = K == C ? 1 : tensor_rows(o->in[0]);
     const int64_t cols = tensor_numel(o->in[0]) / rows, stride = tensor_numel(o->out[0]) / rows;
-    with_piece(c->dtype, cols | stride, [=](auto zero) {
-        typedef decltype(zero) V;
-        typedef Piece<float, V::N> Exact;
-        launch(c, copy_pieces<V, Exact>, grid_for(rows * cols / V::N), dim3(BLOCK), 0,
+    with_pack(c->dtype, cols | stride, [&](auto pack) {
+        typedef decltype(pack) V;
+        typedef Pack<float, V::N> Exact;
+        launch(c, copy_packs<V, Exact>, grid_for(rows * cols / V::N), BLOCK, 0,
                (V *)o->out[0]->data, stride / V::N, (const Exact *)o->in[0]->data, cols / V::N,
                rows * cols / V::N, cols / V::N, false);
     });
@@ -157,14 +141,14 @@ static int tile_channels(Patches p, int N) {
 }
 
 /* The block's part, in numbers: `cut` is its first one among the patches, `image` among the images;
- * each tap has `pieces` pieces of it. */
-typedef struct Tile {
+ * each tap has `packs` packs of it. */
+typedef struct PatchTile {
     int64_t cut, image;
-    int pieces;
-} Tile;
+    int packs;
+} PatchTile;
 
-static __device__ __forceinline__ Tile tile_of(Patches p, int channels, int N) {
-    const int tiles = (p.c + channels - 1) / channels, first = (int)(blockIdx.x % tiles) * channels;
+static __device__ __forceinline__ PatchTile tile_of(Patches p, int channels, int N) {
+    const int tiles = (int)div_up(p.c, channels), first = (int)(blockIdx.x % tiles) * channels;
     const int64_t patch = blockIdx.x / tiles;
     const int64_t pixel = patch / p.wide * p.P * p.w + patch % p.wide * p.P; /* the upper left */
     return {(patch * p.c + first) * p.taps, pixel * p.c + first,
@@ -180,14 +164,14 @@ template <typename V>
 static __global__ void cut_patches(V *y, const V *x, Patches p, int channels) {
     typedef typename V::Type T;
     T *turned = (T *)shared_block(); /* (channels, taps) */
-    const Tile t = tile_of(p, channels, V::N);
-    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK) {
-        const int tap = i / t.pieces, k = i % t.pieces;
+    const PatchTile t = tile_of(p, channels, V::N);
+    for (int i = (int)threadIdx.x; i < t.packs * p.taps; i += TURN_BLOCK) {
+        const int tap = i / t.packs, k = i % t.packs;
         const V v = x[(t.image + tap_distance(p, tap)) / V::N + k];
         for (int j = 0; j < V::N; j++) turned[(k * V::N + j) * p.taps + tap] = v.at[j];
     }
     __syncthreads();
-    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK)
+    for (int i = (int)threadIdx.x; i < t.packs * p.taps; i += TURN_BLOCK)
         y[t.cut / V::N + i] = ((const V *)turned)[i];
 }
 
@@ -195,12 +179,12 @@ template <typename V>
 static __global__ void join_patches(V *dx, const V *dy, Patches p, int channels, bool add) {
     typedef typename V::Type T;
     T *turned = (T *)shared_block(); /* (channels, taps) */
-    const Tile t = tile_of(p, channels, V::N);
-    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK)
+    const PatchTile t = tile_of(p, channels, V::N);
+    for (int i = (int)threadIdx.x; i < t.packs * p.taps; i += TURN_BLOCK)
         ((V *)turned)[i] = dy[t.cut / V::N + i];
     __syncthreads();
-    for (int i = (int)threadIdx.x; i < t.pieces * p.taps; i += TURN_BLOCK) {
-        const int tap = i / t.pieces, k = i % t.pieces;
+    for (int i = (int)threadIdx.x; i < t.packs * p.taps; i += TURN_BLOCK) {
+        const int tap = i / t.packs, k = i % t.packs;
         V v;
         for (int j = 0; j < V::N; j++) v.at[j] = turned[(k * V::N + j) * p.taps + tap];
         put(dx + (t.image + tap_distance(p, tap)) / V::N + k, v, add);
@@ -209,10 +193,10 @@ static __global__ void join_patches(V *dx, const V *dy, Patches p, int channels,
 
 void cuda_patchify_forward(Ctx *c, const OpCall *o) {
     const Patches p = patches_of(o, o->in[0]);
-    with_piece(c->dtype, p.c, [=](auto zero) {
-        typedef decltype(zero) V;
-        const int channels = tile_channels(p, V::N), tiles = (p.c + channels - 1) / channels;
-        launch(c, cut_patches<V>, dim3((unsigned)(p.n * tiles)), dim3(TURN_BLOCK),
+    with_pack(c->dtype, p.c, [&](auto pack) {
+        typedef decltype(pack) V;
+        const int channels = tile_channels(p, V::N), tiles = (int)div_up(p.c, channels);
+        launch(c, cut_patches<V>, (unsigned)(p.n * tiles), TURN_BLOCK,
                sizeof(V) / V::N * (size_t)(channels * p.taps), (V *)o->out[0]->data,
                (const V *)o->in[0]->data, p, channels);
     });
@@ -220,17 +204,17 @@ void cuda_patchify_forward(Ctx *c, const OpCall *o) {
 
 void cuda_patchify_backward(Ctx *c, const OpCall *o) {
     const Patches p = patches_of(o, o->in[0]);
-    with_piece(c->dtype, p.c, [=](auto zero) {
-        typedef decltype(zero) V;
-        const int channels = tile_channels(p, V::N), tiles = (p.c + channels - 1) / channels;
-        launch(c, join_patches<V>, dim3((unsigned)(p.n * tiles)), dim3(TURN_BLOCK),
-               sizeof(V) / V::N * (size_t)(channels * p.taps), (V *)o->in[0]->grad,
+    with_pack(c->dtype, p.c, [&](auto pack) {
+        typedef decltype(pack) V;
+        const int channels = tile_channels(p, V::N), tiles = (int)div_up(p.c, channels);
+        launch(c, join_patches<V>, (unsigned)(p.n * tiles), TURN_BLOCK,
+               sizeof(V) / V::N * (size_t)(channels * p.taps), grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, p, channels, o->in[0]->grad_set);
     });
 }
 
 /* A row of a patch, P pixels of 3 channels, is one run of numbers on both sides. `run` and `row`,
- * an image's, are counted in pieces. */
+ * an image's, are counted in packs. */
 template <typename V, bool CUT>
 static __global__ void move_runs(V *to, const V *from, Patches p, int64_t n, int run, int64_t row,
                                  bool add) {
@@ -245,10 +229,10 @@ template <bool CUT>
 static void runs(Ctx *c, const OpCall *o, void *to, const void *from, bool add) {
     const Patches p = patches_of(o, o->out[0]);
     const int64_t n = tensor_numel(o->in[0]);
-    with_piece(c->dtype, p.P * p.c, [=](auto zero) {
-        typedef decltype(zero) V;
-        launch(c, move_runs<V, CUT>, grid_for(n / V::N), dim3(BLOCK), 0, (V *)to, (const V *)from,
-               p, n / V::N, p.P * p.c / V::N, p.w * p.c / V::N, add);
+    with_pack(c->dtype, p.P * p.c, [&](auto pack) {
+        typedef decltype(pack) V;
+        launch(c, move_runs<V, CUT>, grid_for(n / V::N), BLOCK, 0, (V *)to, (const V *)from, p,
+               n / V::N, p.P * p.c / V::N, p.w * p.c / V::N, add);
     });
 }
 

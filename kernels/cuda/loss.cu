@@ -1,8 +1,7 @@
 /* Rectified flow: the noisy input, and the mean squared error of what the model makes of it. */
 #include "kernels/cuda/loss.cuh"
-#include "kernels/cuda/move.cuh"
 
-/* size: pieces a frame. One pass: reads x0 and z, writes v and x_t. */
+/* size: packs a frame. One pass: reads x0 and z, writes v and x_t. */
 template <typename V, typename Exact>
 static __global__ void add_noise(V *x_t, Exact *v, const Exact *x0, const Exact *z, const float *t,
                                  int64_t n, int64_t size) {
@@ -21,10 +20,10 @@ static __global__ void add_noise(V *x_t, Exact *v, const Exact *x0, const Exact 
 
 void cuda_flow_noise_forward(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]), size = n / tensor_numel(o->in[2]);
-    with_piece(c->dtype, size, [=](auto zero) {
-        typedef decltype(zero) V;
-        typedef Piece<float, V::N> Exact;
-        launch(c, add_noise<V, Exact>, grid_for(n / V::N), dim3(BLOCK), 0, (V *)o->out[0]->data,
+    with_pack(c->dtype, size, [&](auto pack) {
+        typedef decltype(pack) V;
+        typedef Pack<float, V::N> Exact;
+        launch(c, add_noise<V, Exact>, grid_for(n / V::N), BLOCK, 0, (V *)o->out[0]->data,
                (Exact *)o->out[1]->data, (const Exact *)o->in[0]->data,
                (const Exact *)o->in[1]->data, (const float *)o->in[2]->data, n / V::N, size / V::N);
     });
@@ -50,12 +49,12 @@ static __global__ void sum_squared_errors(double *sums, const V *x, const Exact 
 void cuda_mse_loss_forward(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->in[0]);
     double *sums = loss_sums(c);
-    with_piece(c->dtype, n, [=](auto zero) {
-        typedef decltype(zero) V;
-        typedef Piece<float, V::N> Exact;
+    with_pack(c->dtype, n, [&](auto pack) {
+        typedef decltype(pack) V;
+        typedef Pack<float, V::N> Exact;
         const dim3 grid = loss_grid(n / V::N);
-        launch(c, sum_squared_errors<V, Exact>, grid, dim3(BLOCK), 0, sums,
-               (const V *)o->in[0]->data, (const Exact *)o->in[1]->data, n / V::N);
+        launch(c, sum_squared_errors<V, Exact>, grid, BLOCK, 0, sums, (const V *)o->in[0]->data,
+               (const Exact *)o->in[1]->data, n / V::N);
         loss_mean(c, o->out[0], sums, grid, n);
     });
 }
@@ -83,11 +82,11 @@ static __global__ void squared_error_slopes(V *dx, Exact *dtarget, const V *x, c
 void cuda_mse_loss_backward(Ctx *c, const OpCall *o) {
     const Tensor *x = o->in[0], *target = o->in[1];
     const int64_t n = tensor_numel(x);
-    with_piece(c->dtype, n, [=](auto zero) {
-        typedef decltype(zero) V;
-        typedef Piece<float, V::N> Exact;
-        launch(c, squared_error_slopes<V, Exact>, grid_for(n / V::N), dim3(BLOCK), 0, (V *)x->grad,
-               (Exact *)target->grad, (const V *)x->data, (const Exact *)target->data,
+    with_pack(c->dtype, n, [&](auto pack) {
+        typedef decltype(pack) V;
+        typedef Pack<float, V::N> Exact;
+        launch(c, squared_error_slopes<V, Exact>, grid_for(n / V::N), BLOCK, 0, grad_of<V>(x),
+               grad_of<Exact>(target), (const V *)x->data, (const Exact *)target->data,
                (const double *)o->out[0]->grad, n / V::N, (double)n, x->grad_set, target->grad_set);
     });
 }

@@ -10,7 +10,7 @@ enum { LOSS_BLOCKS = 512 };
 /* For a loop over n by all threads of all blocks; a thread takes at least 4 where there are so
  * many. */
 static inline dim3 loss_grid(int64_t n) {
-    const int64_t blocks = (n + 4 * BLOCK - 1) / (4 * BLOCK);
+    const int64_t blocks = div_up(n, 4 * BLOCK);
     return dim3(blocks < LOSS_BLOCKS ? (unsigned)blocks : (unsigned)LOSS_BLOCKS);
 }
 
@@ -20,16 +20,13 @@ static inline double *loss_sums(Ctx *c) {
 }
 
 static __global__ void add_loss_sums(double *loss, const double *sums, unsigned blocks, double n) {
-    double sum = 0;
-    for (unsigned i = threadIdx.x; i < blocks; i += BLOCK) sum += sums[i];
-    sum = block_sum(sum);
+    const double sum = block_sum(sums, blocks);
     if (threadIdx.x == 0) *loss = sum / n;
 }
 
 /* loss = the blocks' sums / n */
 static inline void loss_mean(Ctx *c, const Tensor *loss, const double *sums, dim3 grid, int64_t n) {
-    launch(c, add_loss_sums, dim3(1), dim3(BLOCK), 0, (double *)loss->data, sums, grid.x,
-           (double)n);
+    launch(c, add_loss_sums, 1, BLOCK, 0, (double *)loss->data, sums, grid.x, (double)n);
 }
 
 #endif

@@ -1,14 +1,6 @@
 /* Standard normals of a stream (llmc_like/philox.h), drawn where they are used: the numbers of the
  * CPU, but for the last bits of log, sin and cos. */
-#include <curand_philox4x32_x.h>
-
-#include "kernels/cuda/cuda.cuh"
-
-struct Stream {
-    uint2 key;
-    uint32_t step, purpose;
-    uint64_t first; /* number of element 0 */
-};
+#include "kernels/cuda/philox.cuh"
 
 /* In (0, 1), as philox.c rounds it. */
 static __device__ __forceinline__ float to_uniform(uint32_t bits) {
@@ -21,8 +13,7 @@ static __global__ void draw_normals(float *x, Stream s, int64_t n) {
     const uint64_t block = s.first / 4 + (uint64_t)global_thread();
     const int64_t at = (int64_t)(block * 4 - s.first); /* of the block's first number; may be < 0 */
     if (at >= n) return;
-    const uint4 bits = curand_Philox4x32_10(
-        make_uint4((uint32_t)block, (uint32_t)(block >> 32), s.step, s.purpose), s.key);
+    const uint4 bits = stream_block(s, block);
     const float u[4] = {to_uniform(bits.x), to_uniform(bits.y), to_uniform(bits.z),
                         to_uniform(bits.w)};
     for (int pair = 0; pair < 4; pair += 2) {
@@ -35,11 +26,6 @@ static __global__ void draw_normals(float *x, Stream s, int64_t n) {
 
 void cuda_normal_forward(Ctx *c, const OpCall *o) {
     const int64_t n = tensor_numel(o->out[0]);
-    Stream s;
-    s.key = make_uint2((uint32_t)o->attr.seed, (uint32_t)(o->attr.seed >> 32));
-    s.step = o->attr.step;
-    s.purpose = o->attr.layer;
-    s.first = o->attr.first;
-    const int64_t blocks = (n + 3) / 4 + 1;
-    launch(c, draw_normals, grid_for(blocks), dim3(BLOCK), 0, (float *)o->out[0]->data, s, n);
+    launch(c, draw_normals, grid_for(div_up(n, 4) + 1), BLOCK, 0, (float *)o->out[0]->data,
+           stream_of(o, o->attr.layer, o->attr.first), n);
 }

@@ -8,8 +8,8 @@
 
 /* ---- forward ---- */
 
-/* LANES lanes share a row in parts of N elements; a lane has PACKS of them, LANES N columns apart,
- * or (PACKS 0) as many as there are, and reads them again in each pass. */
+/* LANES lanes share a row in packs of N; a lane has PACKS of them, LANES N columns apart, or
+ * (PACKS 0) as many as there are, and reads them again in each pass. */
 template <int n, int lanes, int packs>
 struct RowShape {
     static constexpr bool kept = packs > 0; /* in registers */
@@ -18,9 +18,9 @@ struct RowShape {
 
 /* f(RowShape<...>()) for rows of `cols` elements. Rows as short as a head take 8 lanes. */
 template <typename T, typename F>
-static inline void with_row(bool packed, int cols, F f) {
+static inline void with_row(int cols, F f) {
     enum { N = Pack<T>::N };
-    if (!packed)
+    if (cols % N)
         f(RowShape<1, WARP, 0>());
     else if (cols <= 8 * N)
         f(RowShape<N, 8, 1>());
@@ -30,12 +30,12 @@ static inline void with_row(bool packed, int cols, F f) {
         f(RowShape<N, WARP, 0>());
 }
 
-/* This thread's row, its lane in it, and how many parts a lane goes through. A thread behind the
+/* This thread's row, its lane in it, and how many packs a lane goes through. A thread behind the
  * last row has zero columns, and takes part in the sums. */
-struct RowPlace {
+typedef struct RowPlace {
     int64_t row;
     int lane, cols, rounds;
-};
+} RowPlace;
 
 template <typename S>
 static __device__ __forceinline__ RowPlace row_place(int64_t rows, int C) {
@@ -47,10 +47,35 @@ static __device__ __forceinline__ RowPlace row_place(int64_t rows, int C) {
     return p;
 }
 
-/* The column where a lane's part k begins. */
-template <typename S>
-static __device__ __forceinline__ int row_column(RowPlace p, int k) {
-    return (k * S::LANES + p.lane) * S::N;
+/* f(j, k) for this lane's packs: number k begins at column j. */
+template <typename S, typename F>
+static __device__ __forceinline__ void each_pack(RowPlace p, F f) {
+    for (int k = 0; k < p.rounds; k++) {
+        const int j = (k * S::LANES + p.lane) * S::N;
+        if (j < p.cols) f(j, k);
+    }
+}
+
+/* Pack k of the row, at column j of x: from registers, or read again. */
+template <typename S, typename T>
+static __device__ __forceinline__ Pack<T, S::N> row_pack(const Pack<T, S::N> (&row)[S::SLOTS],
+                                                         const T *x, int j, int k) {
+    return S::kept ? row[k] : load_pack<S::N>(x + j);
+}
+
+/* Reads the row x (C) and returns 1 / sqrt(mean(x^2) + eps), which is saved. All lanes call it. */
+template <typename S, typename T>
+static __device__ __forceinline__ float row_rstd(Pack<T, S::N> (&row)[S::SLOTS], RowPlace p,
+                                                 const T *x, int C, float eps, float *rstd) {
+    float squares = 0;
+    each_pack<S>(p, [&](int j, int k) {
+        const Pack<T, S::N> v = load_pack<S::N>(x + j);
+        if (S::kept) row[k] = v;
+        for (int i = 0; i < S::N; i++) squares += to_float(v.at[i]) * to_float(v.at[i]);
+    });
+    const float s = 1.0f / sqrtf(warp_sum<S::LANES>(squares) / (float)C + eps);
+    if (p.cols && p.lane == 0) rstd[p.row] = s;
+    return s;
 }
 
 /* ---- backward ---- */
@@ -83,11 +108,11 @@ struct NormKernel {
 
     static __device__ __forceinline__ void column_factors(const NormBackward<T> &p, int j,
                                                           float *a) {
-        const Part<float, N> weight = load_part<N>(p.weight + j);
+        const Pack<float, N> weight = load_pack<N>(p.weight + j);
         for (int i = 0; i < N; i++) a[i] = weight.at[i];
         if (!MODULATED) return;
-        const Part<T, N> scale =
-            load_part<N>(p.mod + (int64_t)blockIdx.x * p.mod_cols + (p.part + 1) * p.C + j);
+        const Pack<T, N> scale =
+            load_pack<N>(p.mod + (int64_t)blockIdx.x * p.mod_cols + (p.part + 1) * p.C + j);
         for (int i = 0; i < N; i++) a[i] *= 1.0f + to_float(scale.at[i]);
     }
 
@@ -96,8 +121,8 @@ struct NormKernel {
                                     float *sum_g, float *sum_gn) {
         *sum_g = *sum_gn = 0;
         for (int j = (int)threadIdx.x % WARP * N; j < p.C; j += WARP * N) {
-            const Part<T, N> x = load_part<N>(p.x + r * p.C + j),
-                             d = load_part<N>(p.dy + r * p.C + j);
+            const Pack<T, N> x = load_pack<N>(p.x + r * p.C + j),
+                             d = load_pack<N>(p.dy + r * p.C + j);
             float a[N];
             column_factors(p, j, a);
             for (int i = 0; i < N; i++) {
@@ -119,11 +144,11 @@ struct NormKernel {
         const int64_t first = (int64_t)blockIdx.x * p.block_rows;
         const int64_t end = min(first + p.block_rows, p.rows);
         for (int64_t r = first + threadIdx.x / WARP; r < end; r += NORM_WARPS) {
-            Part<T, N> x[PACKS], d[PACKS];
+            Pack<T, N> x[PACKS], d[PACKS];
             for (int k = 0; k < PACKS; k++) {
                 const int j = j0 + k * WARP * N;
-                x[k] = j < p.C ? load_part<N>(p.x + r * p.C + j) : zero_part<N, T>();
-                d[k] = j < p.C ? load_part<N>(p.dy + r * p.C + j) : zero_part<N, T>();
+                x[k] = j < p.C ? load_pack<N>(p.x + r * p.C + j) : Pack<T, N>();
+                d[k] = j < p.C ? load_pack<N>(p.dy + r * p.C + j) : Pack<T, N>();
             }
             const float mean = MODULATED ? 0 : p.mean[r], rstd = p.rstd[r];
             float sum_g = 0, sum_gn = 0;
@@ -143,12 +168,12 @@ struct NormKernel {
             for (int k = 0; k < PACKS; k++) {
                 const int j = j0 + k * WARP * N;
                 if (j >= p.C) continue;
-                float out[N];
+                Pack<float, N> out;
                 for (int i = 0; i < N; i++) {
                     const float n = (to_float(x[k].at[i]) - mean) * rstd;
-                    out[i] = rstd * (to_float(d[k].at[i]) * a[k * N + i] - centre - n * slope);
+                    out.at[i] = rstd * (to_float(d[k].at[i]) * a[k * N + i] - centre - n * slope);
                 }
-                put_part<N>(p.dx + r * p.C + j, out, p.add_x);
+                put_pack(p.dx + r * p.C + j, out, p.add_x);
             }
         }
     }
@@ -173,7 +198,7 @@ static __global__ void __launch_bounds__(NORM_BLOCK) norm_backward(NormBackward<
     const int64_t frame = (int64_t)blockIdx.x * p.mod_cols;
     T *dmod = MODULATED && p.dmod ? p.dmod + frame : NULL;
     float *partial = p.partial + (int64_t)blockIdx.x * (MODULATED ? 1 : 2) * p.C;
-    sum_columns<WARP, PACKS, N>(total, sum_dn);
+    sum_columns<PACKS, N>(total, sum_dn, WARP);
     for (int i = (int)threadIdx.x, j; i < K::COLS && (j = first + i) < p.C; i += NORM_BLOCK) {
         float a = 1;
         if (MODULATED) a += to_float(p.mod[frame + (p.part + 1) * p.C + j]);
@@ -181,7 +206,7 @@ static __global__ void __launch_bounds__(NORM_BLOCK) norm_backward(NormBackward<
         if (dmod) put(dmod + (p.part + 1) * p.C + j, p.weight[j] * total[i], p.add_mod);
     }
     if (MODULATED && !dmod) return;
-    sum_columns<WARP, PACKS, N>(total, sum_d);
+    sum_columns<PACKS, N>(total, sum_d, WARP);
     for (int i = (int)threadIdx.x, j; i < K::COLS && (j = first + i) < p.C; i += NORM_BLOCK) {
         if (!MODULATED) partial[p.C + j] = total[i];
         if (!dmod) continue;
@@ -190,15 +215,14 @@ static __global__ void __launch_bounds__(NORM_BLOCK) norm_backward(NormBackward<
     }
 }
 
-/* Starts it on `blocks` blocks of rows. 16-byte parts if packed. */
+/* Starts it on `blocks` blocks of rows. */
 template <typename T, bool MODULATED>
-static inline void launch_norm_backward(Ctx *c, bool packed, int64_t blocks, NormBackward<T> p) {
+static inline void launch_norm_backward(Ctx *c, int64_t blocks, const NormBackward<T> &p) {
     enum { N = Pack<T>::N };
     const auto start = [&](void (*kernel)(NormBackward<T>), int cols) {
-        launch(c, kernel, dim3((unsigned)blocks, (unsigned)((p.C + cols - 1) / cols)), NORM_BLOCK,
-               0, p);
+        launch(c, kernel, dim3((unsigned)blocks, (unsigned)div_up(p.C, cols)), NORM_BLOCK, 0, p);
     };
-    if (!packed)
+    if (p.C % N)
         start(norm_backward<T, 1, 8, MODULATED, true>, 8 * WARP);
     else if (p.C <= 16 * WARP)
         start(norm_backward<T, N, 16 / N, MODULATED, false>, 16 * WARP);

@@ -12,7 +12,7 @@
 
 enum { CHUNK = 8192 }; /* numbers that a block takes */
 
-typedef struct Row {
+typedef struct ParamRow {
     float *w, *m, *v; /* Param.master, .m, .v */
     bf16 *rounded;    /* the tensor's data where that is bf16, else NULL */
     const float *g;
@@ -22,11 +22,11 @@ typedef struct Row {
     float keep; /* Muon: 1 - lr wd */
     float step; /* Muon: lr sqrt(max(1, rows / cols)) */
     int64_t x;  /* Muon: where its X begins */
-} Row;
+} ParamRow;
 
 /* What an update works in: parts of the workspace. */
 typedef struct Scratch {
-    Row *row;
+    ParamRow *row;
     double *sums; /* (chunks): of squares */
     float *scale; /* the clip factor; NaN: nothing is to change */
     void *x, *y;  /* X of all Muon's matrices in c->dtype, and its next value */
@@ -37,8 +37,8 @@ typedef struct Scratch {
 
 /* ---- the table ---- */
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-static int64_t chunks_of(const Param *p) { return (tensor_numel(&p->tensor) + CHUNK - 1) / CHUNK; }
+static int64_t round_up(int64_t n, int64_t to) { return div_up(n, to) * to; }
+static int64_t chunks_of(const Param *p) { return div_up(tensor_numel(&p->tensor), CHUNK); }
 
 static int64_t side_of(const Param *p) { /* the shorter one */
     const int64_t *shape = p->tensor.shape;
@@ -87,7 +87,7 @@ static Scratch lay_out(const Ctx *c, const ParamTable *p, char *base) {
             if (products > square) square = products;
         }
     }
-    s.row = (Row *)part(&s, base, p->n * (int64_t)sizeof(Row));
+    s.row = (ParamRow *)part(&s, base, p->n * (int64_t)sizeof(ParamRow));
     s.sums = (double *)part(&s, base, s.chunks * (int64_t)sizeof(double));
     s.scale = (float *)part(&s, base, sizeof(float));
     s.x = part(&s, base, numel * size);
@@ -101,9 +101,9 @@ size_t cuda_update_workspace(const Ctx *c, const ParamTable *p) {
     return lay_out(c, p, NULL).bytes;
 }
 
-static Row row_of(const Param *p, int64_t first) {
+static ParamRow row_of(const Param *p, int64_t first) {
     const Tensor *t = &p->tensor;
-    Row r = {};
+    ParamRow r = {};
     r.w = p->master, r.m = p->m, r.v = p->v;
     r.rounded = t->dtype == DT_BF16 ? (bf16 *)t->data : NULL;
     r.g = (const float *)t->grad;
@@ -113,9 +113,10 @@ static Row row_of(const Param *p, int64_t first) {
     return r;
 }
 
-static Row muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule *o, double lr) {
+static ParamRow muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule *o,
+                            double lr) {
     const double rows = (double)p->tensor.shape[0], cols = (double)p->tensor.shape[1];
-    Row r = row_of(p, first);
+    ParamRow r = row_of(p, first);
     r.keep = (float)(1 - lr * o->weight_decay);
     r.step = (float)(lr * sqrt(fmax(1, rows / cols)));
     r.x = x;
@@ -126,8 +127,8 @@ static Row muon_row_of(const Param *p, int64_t first, int64_t x, const OptimRule
 static void upload_table(Ctx *c, const Optim *o, const ParamTable *p, double lr_factor,
                          const Scratch *s) {
     const OptimRule *muon = &o->rule[GROUP_MUON];
-    const size_t bytes = (size_t)p->n * sizeof(Row);
-    Row *row = (Row *)ctx_host(c, bytes);
+    const size_t bytes = (size_t)p->n * sizeof(ParamRow);
+    ParamRow *row = (ParamRow *)ctx_host(c, bytes);
     int64_t chunk = 0, x = 0;
     int at = 0;
     for (int i = 0; i < p->n; i++) {
@@ -153,14 +154,14 @@ static void upload_table(Ctx *c, const Optim *o, const ParamTable *p, double lr_
 /* ---- a block's chunk ---- */
 
 /* Numbers begin .. end - 1 of row; every array of it begins at a multiple of 256 bytes, so packs
- * of four do up to `whole`, and single numbers behind. */
+ * do up to `whole`, and single numbers behind. */
 typedef struct Chunk {
-    Row row;
+    ParamRow row;
     int64_t begin, whole, end;
 } Chunk;
 
 /* Chunk `number` is in the last of the n rows that do not begin behind it. */
-static __device__ Chunk find_chunk(const Row *rows, int n, int64_t number) {
+static __device__ Chunk find_chunk(const ParamRow *rows, int n, int64_t number) {
     int low = 0;
     for (int high = n; high - low > 1;) {
         const int middle = (low + high) / 2;
@@ -177,66 +178,42 @@ static __device__ Chunk find_chunk(const Row *rows, int n, int64_t number) {
     return k;
 }
 
-/* f(i, Numbers<N>()) for the thread's share of a chunk: N numbers from i on, 4 or 1. */
-template <int N>
-struct Numbers {
-    enum { COUNT = N };
-};
-
+/* f(i, pack) for the thread's share of a chunk: a pack of numbers, or one, from i on. */
 template <typename F>
 static __device__ __forceinline__ void each(const Chunk &k, F f) {
     for (int64_t i = k.begin + 4 * (int)threadIdx.x; i < k.whole; i += 4 * BLOCK)
-        f(i, Numbers<4>());
+        f(i, Pack<float>());
     const int64_t i = k.whole + threadIdx.x;
-    if (i < k.end) f(i, Numbers<1>());
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ Few<T, N> load(const T *p) {
-    return *(const Few<T, N> *)p;
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ void store(T *p, const Few<T, N> &x) {
-    *(Few<T, N> *)p = x;
+    if (i < k.end) f(i, Pack<float, 1>());
 }
 
 /* The master's new values, and their rounding where the model computes with that. */
 template <int N>
-static __device__ __forceinline__ void store_weight(const Row &row, int64_t i,
-                                                    const Few<float, N> &w) {
-    store<N>(row.w + i, w);
-    if (!row.rounded) return;
-    Few<bf16, N> r;
-    for (int j = 0; j < N; j++) r.at[j] = from_float<bf16>(w.at[j]);
-    store<N>(row.rounded + i, r);
+static __device__ __forceinline__ void store_weight(const ParamRow &row, int64_t i,
+                                                    const Pack<float, N> &w) {
+    put_pack(row.w + i, w, false);
+    if (row.rounded) put_pack(row.rounded + i, w, false);
 }
 
 /* ---- the norm ---- */
 
 /* sums[chunk] = sum of g^2: 4 bytes a number. */
-static __global__ void square_gradients(const Row *rows, int n, double *sums) {
+static __global__ void square_gradients(const ParamRow *rows, int n, double *sums) {
     const Chunk k = find_chunk(rows, n, blockIdx.x);
     double sum = 0;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i);
         for (int j = 0; j < N; j++) sum += (double)g.at[j] * (double)g.at[j];
     });
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-static __device__ double sum_of(const double *x, int64_t n) {
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
-    return block_sum(sum);
-}
-
 /* One block. */
 static __global__ void finish_norm(const double *sums, int64_t chunks, double clip, double share,
                                    double *norm, float *scale) {
-    const double x = sqrt(sum_of(sums, chunks)) / share;
+    const double x = sqrt(block_sum(sums, chunks)) / share;
     if (threadIdx.x > 0) return;
     const double clipped = clip > 0 ? fmin(1.0, clip / (x + 1e-6)) : 1;
     *norm = x;
@@ -246,32 +223,32 @@ static __global__ void finish_norm(const double *sums, int64_t chunks, double cl
 static void gradient_norm(Ctx *c, const ParamTable *p, const Scratch *s, double clip, double share,
                           double *norm) {
     enum { LARGE_BLOCK = 1024 };
-    launch(c, square_gradients, dim3((unsigned)s->chunks), dim3(BLOCK), 0, s->row, p->n, s->sums);
-    launch(c, finish_norm, dim3(1), dim3(LARGE_BLOCK), 0, s->sums, s->chunks, clip, share, norm,
-           s->scale);
+    launch(c, square_gradients, dim3((unsigned)s->chunks), BLOCK, 0, s->row, p->n, s->sums);
+    launch(c, finish_norm, 1, LARGE_BLOCK, 0, s->sums, s->chunks, clip, share, norm, s->scale);
 }
 
 /* ---- Adam ---- */
 
 /* 28 bytes a number, and 2 for its rounding. */
-static __global__ void adam(const Row *rows, int n, AdamStep adam_step, AdamStep adamw_step,
+static __global__ void adam(const ParamRow *rows, int n, AdamStep adam_step, AdamStep adamw_step,
                             const float *scale) {
     const float grad_scale = *scale;
     if (isnan(grad_scale)) return;
     const Chunk k = find_chunk(rows, n, blockIdx.x);
     const AdamStep s = k.row.group == GROUP_ADAM ? adam_step : adamw_step;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i);
-        Few<float, N> w = load<N>(k.row.w + i), m = load<N>(k.row.m + i), v = load<N>(k.row.v + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i);
+        Pack<float, N> w = load_pack<N>(k.row.w + i), m = load_pack<N>(k.row.m + i),
+                       v = load_pack<N>(k.row.v + i);
         for (int j = 0; j < N; j++) {
             const float x = grad_scale * g.at[j];
             m.at[j] = s.beta1 * m.at[j] + s.one_minus_beta1 * x;
             v.at[j] = s.beta2 * v.at[j] + s.one_minus_beta2 * (x * x);
             w.at[j] = s.keep * w.at[j] - s.step * m.at[j] / (s.v_scale * sqrtf(v.at[j]) + s.eps);
         }
-        store<N>(k.row.m + i, m);
-        store<N>(k.row.v + i, v);
+        put_pack(k.row.m + i, m, false);
+        put_pack(k.row.v + i, v, false);
         store_weight<N>(k.row, i, w);
     });
 }
@@ -297,22 +274,22 @@ static AdamStep adam_step(const OptimRule *o, double lr, int64_t t) {
  * rounds X once. */
 
 /* m = mu m + share g;  sums[chunk] = sum of n^2: 12 bytes a number. */
-static __global__ void muon_momentum(const Row *rows, int n, int64_t first, float mu,
+static __global__ void muon_momentum(const ParamRow *rows, int n, int64_t first, float mu,
                                      float one_minus_mu, const float *scale, double *sums) {
     const float share = one_minus_mu * *scale;
     if (isnan(share)) return;
     const Chunk k = find_chunk(rows, n, first + blockIdx.x);
     double sum = 0;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i);
-        Few<float, N> m = load<N>(k.row.m + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i);
+        Pack<float, N> m = load_pack<N>(k.row.m + i);
         for (int j = 0; j < N; j++) {
             m.at[j] = mu * m.at[j] + share * g.at[j];
             const float x = mu * m.at[j] + share * g.at[j];
             sum += (double)x * (double)x;
         }
-        store<N>(k.row.m + i, m);
+        put_pack(k.row.m + i, m, false);
     });
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[first + blockIdx.x] = sum;
@@ -320,34 +297,33 @@ static __global__ void muon_momentum(const Row *rows, int n, int64_t first, floa
 
 /* X = n / (|n| + 1e-7): 8 bytes a number, and X. */
 template <typename T>
-static __global__ void muon_start(T *to, const Row *rows, int n, int64_t first, float mu,
+static __global__ void muon_start(T *to, const ParamRow *rows, int n, int64_t first, float mu,
                                   float one_minus_mu, const float *scale, const double *sums) {
     const float share = one_minus_mu * *scale;
     if (isnan(share)) return;
     const Chunk k = find_chunk(rows, n, first + blockIdx.x);
-    const double square = sum_of(sums + k.row.first, (k.row.n + CHUNK - 1) / CHUNK);
+    const double square = block_sum(sums + k.row.first, div_up(k.row.n, CHUNK));
     const float by = (float)(1 / (sqrt(square) + 1e-7));
     T *x = to + k.row.x;
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<float, N> g = load<N>(k.row.g + i), m = load<N>(k.row.m + i);
-        Few<T, N> out;
-        for (int j = 0; j < N; j++)
-            out.at[j] = from_float<T>(by * (mu * m.at[j] + share * g.at[j]));
-        store<N>(x + i, out);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<float, N> g = load_pack<N>(k.row.g + i), m = load_pack<N>(k.row.m + i);
+        Pack<float, N> out;
+        for (int j = 0; j < N; j++) out.at[j] = by * (mu * m.at[j] + share * g.at[j]);
+        put_pack(x + i, out, false);
     });
 }
 
 /* w = keep w - step X: 8 bytes a number, X, and 2 for the rounding. */
 template <typename T>
-static __global__ void muon_apply(const T *from, const Row *rows, int n, int64_t first,
+static __global__ void muon_apply(const T *from, const ParamRow *rows, int n, int64_t first,
                                   const float *scale) {
     if (isnan(*scale)) return;
     const Chunk k = find_chunk(rows, n, first + blockIdx.x);
-    each(k, [&](int64_t i, auto numbers) {
-        enum { N = decltype(numbers)::COUNT };
-        const Few<T, N> x = load<N>(from + k.row.x + i);
-        Few<float, N> w = load<N>(k.row.w + i);
+    each(k, [&](int64_t i, auto pack) {
+        enum { N = decltype(pack)::N };
+        const Pack<T, N> x = load_pack<N>(from + k.row.x + i);
+        Pack<float, N> w = load_pack<N>(k.row.w + i);
         for (int j = 0; j < N; j++) w.at[j] = k.row.keep * w.at[j] - k.row.step * to_float(x.at[j]);
         store_weight<N>(k.row, i, w);
     });
@@ -426,14 +402,14 @@ static void muon(Ctx *c, const OptimRule *o, const ParamTable *p, const Scratch 
     const int64_t chunks = s->chunks - s->adam_chunks, first = s->adam_chunks;
     const float mu = (float)o->momentum, one_minus_mu = (float)(1 - o->momentum);
     const dim3 grid((unsigned)chunks);
-    launch(c, muon_momentum, grid, dim3(BLOCK), 0, s->row, p->n, first, mu, one_minus_mu, s->scale,
+    launch(c, muon_momentum, grid, BLOCK, 0, s->row, p->n, first, mu, one_minus_mu, s->scale,
            s->sums);
-    with_dtype(c->dtype, [=](auto zero) {
+    with_dtype(c->dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        launch(c, muon_start<T>, grid, dim3(BLOCK), 0, (T *)s->x, s->row, p->n, first, mu,
-               one_minus_mu, s->scale, s->sums);
+        launch(c, muon_start<T>, grid, BLOCK, 0, (T *)s->x, s->row, p->n, first, mu, one_minus_mu,
+               s->scale, s->sums);
         const void *x = orthogonalise(c, p, s, o->ns_steps);
-        launch(c, muon_apply<T>, grid, dim3(BLOCK), 0, (const T *)x, s->row, p->n, first, s->scale);
+        launch(c, muon_apply<T>, grid, BLOCK, 0, (const T *)x, s->row, p->n, first, s->scale);
     });
 }
 
@@ -444,7 +420,7 @@ void cuda_update(Ctx *c, Optim *o, ParamTable *p, double lr_factor, double clip,
     const Scratch s = lay_out(c, p, (char *)ctx_workspace(c, cuda_update_workspace(c, p)));
     upload_table(c, o, p, lr_factor, &s);
     gradient_norm(c, p, &s, clip, o->share, norm);
-    launch(c, adam, dim3((unsigned)s.adam_chunks), dim3(BLOCK), 0, s.row, p->n,
+    launch(c, adam, dim3((unsigned)s.adam_chunks), BLOCK, 0, s.row, p->n,
            adam_step(adam_rule, lr_factor * adam_rule->lr, o->t),
            adam_step(adamw_rule, lr_factor * adamw_rule->lr, o->t), s.scale);
     muon(c, &o->rule[GROUP_MUON], p, &s);

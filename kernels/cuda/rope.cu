@@ -6,7 +6,7 @@
 
 enum { HEAD_PART = 8, MAX_HEAD_SIZE = HEAD_PART * WARP }; /* numbers a lane; a warp */
 
-/* A lane has HEAD_PART numbers of a head in parts of N (N is even, so pairs stay together): part k
+/* A lane has HEAD_PART numbers of a head in packs of N (N is even, so pairs stay together): pack k
  * begins at column (k LANES + lane) N. */
 template <int n, int lanes>
 struct HeadShape {
@@ -23,8 +23,8 @@ template <typename S, typename T>
 static __device__ __forceinline__ void load_head(float *to, const T *x, int D) {
     for (int k = 0; k < S::PACKS; k++) {
         const int j = head_column<S>(k);
-        const Part<T, S::N> part = j < D ? load_part<S::N>(x + j) : zero_part<S::N, T>();
-        for (int i = 0; i < S::N; i++) to[k * S::N + i] = to_float(part.at[i]);
+        const Pack<T, S::N> pack = j < D ? load_pack<S::N>(x + j) : Pack<T, S::N>();
+        for (int i = 0; i < S::N; i++) to[k * S::N + i] = to_float(pack.at[i]);
     }
 }
 
@@ -32,7 +32,9 @@ template <typename S, typename T>
 static __device__ __forceinline__ void put_head(T *y, const float *v, int D, bool add) {
     for (int k = 0; k < S::PACKS; k++) {
         const int j = head_column<S>(k);
-        if (j < D) put_part<S::N>(y + j, v + k * S::N, add);
+        Pack<float, S::N> pack;
+        for (int i = 0; i < S::N; i++) pack.at[i] = v[k * S::N + i];
+        if (j < D) put_pack(y + j, pack, add);
     }
 }
 
@@ -40,7 +42,7 @@ template <typename S>
 static __device__ __forceinline__ float head_rstd(const float *x, int D, float eps) {
     float squares = 0;
     for (int d = 0; d < HEAD_PART; d++) squares += x[d] * x[d];
-    return 1.0f / sqrtf(lanes_sum<S::LANES>(squares) / (float)D + eps);
+    return 1.0f / sqrtf(warp_sum<S::LANES>(squares) / (float)D + eps);
 }
 
 template <typename T>
@@ -92,7 +94,8 @@ static __global__ void rope_forward(RopeForward<T> p) {
 
 /* f(HeadShape<...>()) */
 template <typename T, typename F>
-static void with_head(bool packed, int D, F f) {
+static void with_head(int D, F f) {
+    const bool packed = D % Pack<T>::N == 0;
     CHECK(D <= MAX_HEAD_SIZE, "heads of %d numbers, at most %d", D, MAX_HEAD_SIZE);
     if (packed && D <= 8 * HEAD_PART)
         f(HeadShape<Pack<T>::N, 8>());
@@ -103,8 +106,8 @@ static void with_head(bool packed, int D, F f) {
 }
 
 void cuda_qkv_rope_forward(Ctx *c, const OpCall *o) {
-    with_dtype(c->dtype, [&](auto t) {
-        typedef decltype(t) T;
+    with_dtype(c->dtype, [&](auto zero) {
+        typedef decltype(zero) T;
         RopeForward<T> p;
         p.qkv = (const T *)o->in[0]->data;
         p.ln_q = (const float *)o->in[1]->data;
@@ -120,9 +123,7 @@ void cuda_qkv_rope_forward(Ctx *c, const OpCall *o) {
         p.D = (int)(o->in[0]->shape[2] / 3 / p.H);
         p.first = o->attr.offset;
         p.eps = o->attr.eps;
-        const bool packed =
-            is_packed<T>(p.D, p.qkv, p.ln_q, p.ln_k, p.sine, p.cosine, p.q, p.k, p.v);
-        with_head<T>(packed, p.D, [&](auto shape) {
+        with_head<T>(p.D, [&](auto shape) {
             typedef decltype(shape) S;
             launch(c, rope_forward<T, S>, grid_for(p.rows * p.H * S::LANES), BLOCK, 0, p);
         });
@@ -144,9 +145,9 @@ struct RopeBackward {
 };
 
 /* The sums over one position's heads that a lane keeps, for its columns. */
-struct HeadSums {
+typedef struct HeadSums {
     float ln_q[HEAD_PART], ln_k[HEAD_PART], sine[HEAD_PART], cosine[HEAD_PART];
-};
+} HeadSums;
 
 /* One head, in place of dy: with n = x rstd and a, b the weighted pair, dy is turned back to the
  * gradient by a and b; then dx = rstd (g - n mean(g n)) with g = turned weight. All lanes of a warp
@@ -173,7 +174,7 @@ static __device__ __forceinline__ void rotate_back(float *dy, const float *x, co
         dy[d] = turned0;
         dy[d + 1] = turned1;
     }
-    const float mean = lanes_sum<S::LANES>(sum) / (float)D;
+    const float mean = warp_sum<S::LANES>(sum) / (float)D;
     for (int d = 0; d < HEAD_PART; d++) dy[d] = rstd * (dy[d] * weight[d] - x[d] * rstd * mean);
 }
 
@@ -218,17 +219,17 @@ static __global__ void __launch_bounds__(BLOCK) rope_backward(RopeBackward<T> p)
         for (int unit = thread / S::LANES; unit - thread / S::LANES < p.B * p.H;
              unit += threads / S::LANES)
             backward_head<T, S, TABLES>(p, t, unit, sine, cosine, &sums);
-        sum_columns<S::LANES, S::PACKS, S::N>(total, sums.ln_q);
+        sum_columns<S::PACKS, S::N>(total, sums.ln_q, S::LANES);
         for (int j = thread; j < p.D; j += threads) p.partial[2 * row + j] = total[j];
-        sum_columns<S::LANES, S::PACKS, S::N>(total, sums.ln_k);
+        sum_columns<S::PACKS, S::N>(total, sums.ln_k, S::LANES);
         for (int j = thread; j < p.D; j += threads) p.partial[2 * row + p.D + j] = total[j];
     }
     if (TABLES && p.dsine) {
-        sum_columns<S::LANES, S::PACKS, S::N>(total, sums.sine);
+        sum_columns<S::PACKS, S::N>(total, sums.sine, S::LANES);
         for (int j = thread; j < p.D; j += threads) put(p.dsine + row + j, total[j], p.add_sine);
     }
     if (TABLES && p.dcosine) {
-        sum_columns<S::LANES, S::PACKS, S::N>(total, sums.cosine);
+        sum_columns<S::PACKS, S::N>(total, sums.cosine, S::LANES);
         for (int j = thread; j < p.D; j += threads)
             put(p.dcosine + row + j, total[j], p.add_cosine);
     }
@@ -265,14 +266,12 @@ void cuda_qkv_rope_backward(Ctx *c, const OpCall *o) {
     const int64_t T_k = o->in[0]->shape[1];
     const int D = (int)(o->in[0]->shape[2] / 3 / o->attr.heads);
     float *partial = (float *)ctx_workspace(c, sizeof(float) * (size_t)(2 * T_k * D));
-    with_dtype(c->dtype, [&](auto t) {
-        typedef decltype(t) T;
+    with_dtype(c->dtype, [&](auto zero) {
+        typedef decltype(zero) T;
         const RopeBackward<T> p = rope_backward_of<T>(o, partial);
-        const bool packed =
-            is_packed<T>(D, p.qkv, p.dq, p.dk, p.dv, p.ln_q, p.ln_k, p.sine, p.cosine, p.dqkv);
-        with_head<T>(packed, D, [&](auto shape) {
+        with_head<T>(D, [&](auto shape) {
             typedef decltype(shape) S;
-            int64_t threads = ((int64_t)p.B * p.H * S::LANES + WARP - 1) / WARP * WARP;
+            int64_t threads = div_up((int64_t)p.B * p.H * S::LANES, WARP) * WARP;
             if (threads > BLOCK) threads = BLOCK;
             if (p.dsine || p.dcosine)
                 launch(c, rope_backward<T, S, true>, (unsigned)tensor_rows(o->in[3]),
@@ -281,7 +280,5 @@ void cuda_qkv_rope_backward(Ctx *c, const OpCall *o) {
                 launch(c, rope_backward<T, S, false>, (unsigned)T_k, (unsigned)threads, 0, p);
         });
     });
-    const ColumnSums to = {{(float *)o->in[1]->grad, (float *)o->in[2]->grad},
-                           {o->in[1]->grad_set, o->in[2]->grad_set}};
-    cuda_sum_partials(c, partial, T_k, D, 2, to);
+    cuda_sum_partials(c, partial, T_k, D, o->in[1], o->in[2]);
 }

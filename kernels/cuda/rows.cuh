@@ -1,146 +1,42 @@
-/* What kernels over elements and over rows share: parts of a row in registers, stores that add, and
- * sums of columns in a fixed order.
+/* Rows: picked by number, and their columns summed in an order that follows from the shape alone,
+ * so that a sum has the same bits each time. (Losses are summed in double: loss.cuh.)
  *
- * A part is the N neighbouring elements that one thread takes at once: 16 bytes of T (Pack<T>::N
- * elements) where addresses and the length of a row are multiples of that, else one element. The
- * host chooses once (is_packed), and the same template serves both. */
+ *   sum_columns         what the threads of a block have, through shared memory
+ *   sum_rows            many rows: in blocks, which leave a row of partial sums each
+ *   cuda_sum_partials   adds those rows; also where another kernel left them */
 #ifndef KERNELS_CUDA_ROWS_CUH
 #define KERNELS_CUDA_ROWS_CUH
 
 #include "kernels/cuda/cuda.cuh"
 
-/* A number of elements that a generic lambda takes as a constant. */
-template <int n>
-struct Int {
-    enum { N = n };
-};
+/* Row i of out = row index[i] of table. An index outside the table is a trap, which ends the run at
+ * the next checked call. (rows.cu, as the next two) */
+void cuda_pick_rows(Ctx *c, const Tensor *out, const Tensor *table, const Tensor *index);
 
-template <typename T>
-static inline bool is_packed(int64_t cols) {
-    return cols % Pack<T>::N == 0;
-}
+/* The gradients of two parameters of n numbers = or += the sums over the rows of partial
+ * (blocks, 2 n), which has the first one's columns, then the second's. NULL: no second one, and
+ * partial is (blocks, n). A gradient that is NULL is not wanted. */
+void cuda_sum_partials(Ctx *c, const float *partial, int64_t blocks, int64_t n, const Tensor *first,
+                       const Tensor *second);
 
-/* Whether rows of `cols` elements at these addresses (NULL: absent) are made of 16-byte parts. */
-template <typename T, typename... P>
-static inline bool is_packed(int64_t cols, const void *p, P... rest) {
-    return (uintptr_t)p % 16 == 0 && is_packed<T>(cols, rest...);
-}
+/* The gradient of a parameter = or += the sum over `rows` rows of x, which begin `stride` numbers
+ * apart and are as long as the parameter. x: what a tensor has from a multiple of its rows' length
+ * on. Takes ctx_workspace. */
+void cuda_sum_rows(Ctx *c, DType dtype, const void *x, int64_t stride, int64_t rows,
+                   const Tensor *param);
 
-/* f(Int<elements of a part>()) */
-template <typename T, typename F>
-static inline void with_part(bool packed, F f) {
-    if (packed)
-        f(Int<Pack<T>::N>());
-    else
-        f(Int<1>());
-}
-
-/* The gradient of an activation, which has its dtype; NULL: not wanted. */
-template <typename T>
-static inline T *grad_of(const Tensor *t) {
-    CHECK(!t->grad || !t->is_param || t->dtype == DT_F32, "%s: an op that takes activations alone",
-          t->name);
-    return (T *)t->grad;
-}
-
-/* ---- parts ---- */
-
-template <typename T, int N>
-struct Part {
-    T at[N];
-};
-
-/* The type of the numbers may be another than that of the part's row: eight weights in float32
- * beside eight bf16 are two loads. */
-template <int N, typename T>
-static __device__ __forceinline__ Part<T, N> load_part(const T *p) {
-    Part<T, N> part;
-    if constexpr (N % Pack<T>::N == 0) {
-        for (int i = 0; i < N; i += Pack<T>::N) {
-            const Pack<T> pack = load_pack(p + i);
-            for (int j = 0; j < Pack<T>::N; j++) part.at[i + j] = pack.at[j];
-        }
-    } else {
-        for (int i = 0; i < N; i++) part.at[i] = p[i];
-    }
-    return part;
-}
-
-/* The first `count` of N elements; zeros behind. For the end of a tensor. */
-template <int N, typename T>
-static __device__ __forceinline__ Part<T, N> load_part(const T *p, int count) {
-    if (count == N) return load_part<N>(p);
-    Part<T, N> part;
-    for (int i = 0; i < N; i++) part.at[i] = i < count ? p[i] : from_float<T>(0);
-    return part;
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ Part<T, N> zero_part() {
-    Part<T, N> part;
-    for (int i = 0; i < N; i++) part.at[i] = from_float<T>(0);
-    return part;
-}
-
-/* p = v, or (add) p += v, in float32 before it is rounded. */
-template <typename T>
-static __device__ __forceinline__ void put(T *p, float v, bool add) {
-    *p = from_float<T>(add ? to_float(*p) + v : v);
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ void put_part(T *p, const float *v, bool add) {
-    Part<T, N> part = add ? load_part<N>(p) : zero_part<N, T>();
-    for (int i = 0; i < N; i++)
-        part.at[i] = from_float<T>(add ? to_float(part.at[i]) + v[i] : v[i]);
-    if constexpr (N % Pack<T>::N == 0) {
-        for (int i = 0; i < N; i += Pack<T>::N) {
-            Pack<T> pack;
-            for (int j = 0; j < Pack<T>::N; j++) pack.at[j] = part.at[i + j];
-            *(Pack<T> *)(p + i) = pack;
-        }
-    } else {
-        for (int i = 0; i < N; i++) p[i] = part.at[i];
-    }
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ void put_part(T *p, const float *v, bool add, int count) {
-    if (count == N) {
-        put_part<N>(p, v, add);
-        return;
-    }
-    for (int i = 0; i < N; i++)
-        if (i < count) put(p + i, v[i], add);
-}
-
-/* Of n elements in parts of N, how many this thread has from its first one on. */
-template <int N>
-static __device__ __forceinline__ int part_count(int64_t first, int64_t n) {
-    return n - first < N ? (int)(n - first) : N;
-}
-
-/* ---- sums ---- */
-
-/* The sum over LANES neighbouring lanes, in each of them. */
-template <int LANES>
-static __device__ __forceinline__ float lanes_sum(float x) {
-    for (int offset = LANES / 2; offset > 0; offset /= 2)
-        x += __shfl_xor_sync(FULL_WARP, x, offset);
-    return x;
-}
-
-/* LANES neighbouring threads share a row of `width` = LANES PACKS N columns, of which a thread has
- * PACKS parts, LANES N columns apart. The sums over the rows of a block come to total[0 .. width),
- * rows in order. total: shared memory, PACKS N floats a thread. All threads call it. */
-template <int LANES, int PACKS, int N>
-static __device__ void sum_columns(float *total, const float *v) {
-    const int width = LANES * PACKS * N, lane = (int)threadIdx.x % LANES;
-    const int rows = (int)blockDim.x / LANES;
-    float *mine = total + (int)threadIdx.x / LANES * width;
+/* `lanes` neighbouring threads share a row of width = lanes PACKS N columns, of which a thread has
+ * PACKS packs, lanes N columns apart. The sums over a block's rows come to total[0 .. width), rows
+ * in order; threads that are left over behind the last row do not count. total: shared memory,
+ * PACKS N floats a thread. All threads call it. */
+template <int PACKS, int N>
+static __device__ __forceinline__ void sum_columns(float *total, const float *v, int lanes) {
+    const int width = lanes * PACKS * N, lane = (int)threadIdx.x % lanes;
+    const int rows = (int)blockDim.x / lanes;
+    float *mine = total + (int)threadIdx.x / lanes * width;
     __syncthreads(); /* the sums of the call before have been read */
     for (int k = 0; k < PACKS; k++)
-        for (int i = 0; i < N; i++) mine[(k * LANES + lane) * N + i] = v[k * N + i];
+        for (int i = 0; i < N; i++) mine[(k * lanes + lane) * N + i] = v[k * N + i];
     __syncthreads();
     for (int j = (int)threadIdx.x; j < width; j += (int)blockDim.x) {
         float sum = total[j];
@@ -150,14 +46,62 @@ static __device__ void sum_columns(float *total, const float *v) {
     __syncthreads();
 }
 
-/* One or two vectors of n columns as sums over blocks: partial is (blocks, n) or (blocks, 2 n), a
- * block's share of dst[0] and behind it that of dst[1]; NULL: not wanted. Overwrites, or adds. */
-typedef struct ColumnSums {
-    float *dst[2];
-    bool add[2];
-} ColumnSums;
+/* ---- many rows ---- */
 
-void cuda_sum_partials(Ctx *c, const float *partial, int64_t blocks, int n, int vectors,
-                       ColumnSums to); /* elementwise.cu */
+enum {
+    FEW_ROWS = 128,   /* one block takes them */
+    MIN_ROWS = 32,    /* else a block takes these at least, */
+    SUM_BLOCKS = 512, /* and there are these at most */
+    WIDE_TILE = 64,   /* threads across a block's columns: 1 KB of a row, */
+    NARROW_TILE = 8   /* or a line of 128 bytes, where one block has all rows: for more blocks */
+};
+
+/* How rows are shared out: a block takes block_rows of them in a tile of `width` packs. */
+typedef struct RowBlocks {
+    int64_t rows, cols; /* cols: in packs */
+    int64_t block_rows;
+    int width;
+} RowBlocks;
+
+/* to (blocks, columns) = or (add) += a block's sums; NULL: what add_row does on the way is all that
+ * is wanted. add_row(rows, r, j, &sum) adds pack j of row r, and is overloaded for each kind of
+ * rows. */
+template <typename V, typename Rows>
+static __global__ void sum_block_rows(Rows rows, RowBlocks s, float *to, bool add) {
+    __shared__ float total[BLOCK * V::N];
+    const int lane = (int)threadIdx.x % s.width, first = (int)threadIdx.x / s.width;
+    const int step = BLOCK / s.width;
+    const int64_t tile = (int64_t)blockIdx.x * s.width, j = tile + lane;
+    const int64_t begin = blockIdx.y * s.block_rows, end = min(begin + s.block_rows, s.rows);
+    Pack<float, V::N> sum = {};
+    if (first < step && j < s.cols) {
+#pragma unroll 4
+        for (int64_t r = begin + first; r < end; r += step) add_row(rows, r, j, &sum);
+    }
+    if (!to) return;
+    sum_columns<1, V::N>(total, sum.at, s.width);
+    for (int i = (int)threadIdx.x; i < s.width * V::N && tile * V::N + i < s.cols * V::N;
+         i += BLOCK)
+        put(to + (blockIdx.y * s.cols + tile) * V::N + i, total[i], add);
+}
+
+/* The gradient of a parameter = or += the sums over n rows of cols packs; NULL: not wanted. Blocks
+ * are most_blocks at most: SUM_BLOCKS, or 1 where partial sums would take too much memory. */
+template <typename V, typename Rows>
+static inline void sum_rows(Ctx *c, Rows rows, int64_t n, int64_t cols, int most_blocks,
+                            const Tensor *param) {
+    const bool whole = n <= FEW_ROWS || most_blocks == 1;
+    const int64_t share = div_up(n, most_blocks);
+    RowBlocks s = {n, cols, whole ? n : share < MIN_ROWS ? (int64_t)MIN_ROWS : share, 0};
+    s.width = (int)div_up(cols, div_up(cols, whole ? NARROW_TILE : WIDE_TILE));
+    const int64_t blocks = whole ? 1 : div_up(n, s.block_rows);
+    float *to = param ? grad_of<float>(param) : NULL;
+    const bool partial = to && !whole;
+    if (partial) to = (float *)ctx_workspace(c, sizeof(float) * (size_t)(blocks * cols * V::N));
+    const dim3 grid((unsigned)div_up(cols, s.width), (unsigned)blocks);
+    launch(c, sum_block_rows<V, Rows>, grid, BLOCK, 0, rows, s, to,
+           !partial && to && param->grad_set);
+    if (partial) cuda_sum_partials(c, to, blocks, cols * V::N, param, NULL);
+}
 
 #endif

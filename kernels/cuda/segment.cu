@@ -5,14 +5,14 @@
  * same but for what pooling has to put together (below).
  *
  * at: the offsets. Segment m has rows at[m] .. at[m + 1] - 1. */
-#include "kernels/cuda/move.cuh"
+#include "kernels/cuda/rows.cuh"
 
 enum { ROWS = 8 };
 
 typedef struct Segments {
     const int32_t *at;
     int32_t M, N; /* segments, rows */
-    int cols;     /* pieces a row */
+    int cols;     /* packs a row */
     int team;     /* threads: a power of two, at most a warp */
 } Segments;
 
@@ -24,7 +24,7 @@ static Segments segments_of(const OpCall *o, int N) {
             (int32_t)tensor_rows(o->in[0]), cols, team};
 }
 
-static int64_t teams_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
+static int64_t teams_of(int64_t rows) { return div_up(rows, ROWS); }
 
 static dim3 segment_grid(Segments s) { return grid_for(teams_of(s.N) * s.team); }
 
@@ -53,7 +53,7 @@ static __device__ __forceinline__ void walk_on(Walk *w, Segments s) {
     if (w->r < w->end && w->r == s.at[w->m + 1]) w->m++;
 }
 
-/* Row r, and column j of it, counted in pieces. */
+/* Row r, and column j of it, counted in packs. */
 static __device__ __forceinline__ int64_t place(Segments s, int32_t r, int j) {
     return (int64_t)r * s.cols + j;
 }
@@ -66,13 +66,13 @@ static __device__ __forceinline__ int64_t place(Segments s, int32_t r, int j) {
  * eight rows at most two rows of parts are written and read. */
 
 /* What is kept of some numbers of a column: their sum, or the largest and its row. */
-struct Sum {
+typedef struct Sum {
     float v;
-};
-struct Largest {
+} Sum;
+typedef struct Largest {
     float v;
     int32_t row; /* -1: of no number yet */
-};
+} Largest;
 
 static __device__ __forceinline__ void begin(Sum *a) { a->v = 0; }
 static __device__ __forceinline__ void begin(Largest *a) { *a = {0, -1}; }
@@ -94,7 +94,7 @@ template <typename V>
 static __device__ __forceinline__ void finish(V *y, int32_t *from, int64_t at, const Sum *a,
                                               int32_t n) {
     (void)from;
-    Piece<float, V::N> mean;
+    Pack<float, V::N> mean;
     for (int k = 0; k < V::N; k++) mean.at[k] = a[k].v / (float)n;
     put(y + at, mean, false);
 }
@@ -102,7 +102,7 @@ template <typename V>
 static __device__ __forceinline__ void finish(V *y, int32_t *from, int64_t at, const Largest *a,
                                               int32_t n) {
     (void)n;
-    Piece<float, V::N> most;
+    Pack<float, V::N> most;
     for (int k = 0; k < V::N; k++) {
         most.at[k] = a[k].v;
         from[at * V::N + k] = a[k].row;
@@ -200,13 +200,13 @@ static void pool(Ctx *c, const OpCall *o, int32_t *from) {
     Parts<A> parts;
     parts.part = (A *)ctx_workspace(c, part_bytes + sizeof(int32_t) * (size_t)teams);
     parts.goes_on = (int32_t *)((char *)parts.part + part_bytes);
-    with_piece(c->dtype, C, [=](auto zero) {
-        typedef decltype(zero) V;
+    with_pack(c->dtype, C, [&](auto pack) {
+        typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
         V *y = (V *)o->out[0]->data;
-        launch(c, pool_rows<V, A>, segment_grid(s), dim3(BLOCK), 0, s, y, from,
-               (const V *)o->in[0]->data, parts);
-        launch(c, join_parts<V, A>, dim3((unsigned)teams), dim3(JOIN_BLOCK), 0, s, y, from, parts);
+        launch(c, pool_rows<V, A>, segment_grid(s), BLOCK, 0, s, y, from, (const V *)o->in[0]->data,
+               parts);
+        launch(c, join_parts<V, A>, (unsigned)teams, JOIN_BLOCK, 0, s, y, from, parts);
     });
 }
 
@@ -224,7 +224,7 @@ static __global__ void share_out(Segments s, V *dx, const V *dy, bool add) {
         const float share = 1.0f / (float)(s.at[w.m + 1] - s.at[w.m]);
         for (int j = w.lane; j < s.cols; j += s.team) {
             const V d = dy[place(s, w.m, j)];
-            Piece<float, V::N> part;
+            Pack<float, V::N> part;
             for (int k = 0; k < V::N; k++) part.at[k] = to_float(d.at[k]) * share;
             put(dx + place(s, w.r, j), part, add);
         }
@@ -232,10 +232,10 @@ static __global__ void share_out(Segments s, V *dx, const V *dy, bool add) {
 }
 
 void cuda_segment_mean_backward(Ctx *c, const OpCall *o) {
-    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
-        typedef decltype(zero) V;
+    with_pack(c->dtype, tensor_cols(o->in[0]), [&](auto pack) {
+        typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
-        launch(c, share_out<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
+        launch(c, share_out<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, o->in[0]->grad_set);
     });
 }
@@ -246,18 +246,18 @@ static __global__ void give_to_largest(Segments s, V *dx, const V *dy, const int
     for (Walk w = walk_begin(s); w.r < w.end; walk_on(&w, s))
         for (int j = w.lane; j < s.cols; j += s.team) {
             const V d = dy[place(s, w.m, j)];
-            const Piece<int32_t, V::N> row = ((const Piece<int32_t, V::N> *)from)[place(s, w.m, j)];
-            Piece<float, V::N> part;
+            const Pack<int32_t, V::N> row = ((const Pack<int32_t, V::N> *)from)[place(s, w.m, j)];
+            Pack<float, V::N> part;
             for (int k = 0; k < V::N; k++) part.at[k] = row.at[k] == w.r ? to_float(d.at[k]) : 0;
             put(dx + place(s, w.r, j), part, add);
         }
 }
 
 void cuda_segment_max_backward(Ctx *c, const OpCall *o) {
-    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
-        typedef decltype(zero) V;
+    with_pack(c->dtype, tensor_cols(o->in[0]), [&](auto pack) {
+        typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
-        launch(c, give_to_largest<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
+        launch(c, give_to_largest<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, (const int32_t *)o->saved[0]->data, o->in[0]->grad_set);
     });
 }
@@ -265,13 +265,7 @@ void cuda_segment_max_backward(Ctx *c, const OpCall *o) {
 /* ---- class rows ---- */
 
 void cuda_segment_first_forward(Ctx *c, const OpCall *o) {
-    const int64_t C = tensor_cols(o->in[0]), n = tensor_numel(o->out[0]);
-    with_piece(c->dtype, C, [=](auto zero) {
-        typedef decltype(zero) Row;
-        launch(c, pick_rows<Row>, grid_for(n / Row::N), dim3(BLOCK), 0, (Row *)o->out[0]->data,
-               (const Row *)o->in[0]->data, (const int32_t *)o->in[1]->data, n / Row::N, C / Row::N,
-               tensor_rows(o->in[0]));
-    });
+    cuda_pick_rows(c, o->out[0], o->in[0], o->in[1]);
 }
 
 template <typename V>
@@ -284,10 +278,10 @@ static __global__ void give_to_first(Segments s, V *dx, const V *dy, bool add) {
 }
 
 void cuda_segment_first_backward(Ctx *c, const OpCall *o) {
-    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
-        typedef decltype(zero) V;
+    with_pack(c->dtype, tensor_cols(o->in[0]), [&](auto pack) {
+        typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
-        launch(c, give_to_first<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
+        launch(c, give_to_first<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]),
                (const V *)o->out[0]->grad, o->in[0]->grad_set);
     });
 }
@@ -305,10 +299,10 @@ static __global__ void prepend_token(Segments s, V *y, const V *x, const V *toke
 }
 
 void cuda_segment_prepend_forward(Ctx *c, const OpCall *o) {
-    with_piece(c->dtype, tensor_cols(o->in[0]), [=](auto zero) {
-        typedef decltype(zero) V;
+    with_pack(c->dtype, tensor_cols(o->in[0]), [&](auto pack) {
+        typedef decltype(pack) V;
         const Segments s = segments_of(o, V::N);
-        launch(c, prepend_token<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->out[0]->data,
+        launch(c, prepend_token<V>, segment_grid(s), BLOCK, 0, s, (V *)o->out[0]->data,
                (const V *)o->in[0]->data, (const V *)o->in[2]->data);
     });
 }
@@ -320,31 +314,31 @@ static __global__ void leave_token(Segments s, V *dx, const V *dy, bool add) {
             put(dx + place(s, w.r, j), dy[place(s, w.r + w.m + 1, j)], add);
 }
 
-template <typename T>
+/* Each segment's first row of dy. */
+template <typename V>
 struct TokenRows {
-    const T *dy;
+    const V *dy;
     const int32_t *at;
-    int64_t C;
+    int64_t cols; /* packs */
 };
 
-template <typename T>
-static __device__ __forceinline__ const T *number_at(TokenRows<T> rows, int64_t m, int64_t j) {
-    return rows.dy + (rows.at[m] + m) * rows.C + j;
+template <typename V>
+static __device__ __forceinline__ void add_row(TokenRows<V> rows, int64_t m, int64_t j,
+                                               Pack<float, V::N> *sum) {
+    const V d = rows.dy[(rows.at[m] + m) * rows.cols + j];
+    for (int k = 0; k < V::N; k++) sum->at[k] += to_float(d.at[k]);
 }
 
 void cuda_segment_prepend_backward(Ctx *c, const OpCall *o) {
     const int64_t M = o->in[1]->shape[0] - 1, C = tensor_cols(o->in[0]);
-    if (o->in[0]->grad)
-        with_piece(c->dtype, C, [=](auto zero) {
-            typedef decltype(zero) V;
-            const Segments s = segments_of(o, V::N);
-            launch(c, leave_token<V>, segment_grid(s), dim3(BLOCK), 0, s, (V *)o->in[0]->grad,
-                   (const V *)o->out[0]->grad, o->in[0]->grad_set);
-        });
-    if (!o->in[2]->grad) return;
-    with_dtype(c->dtype, [=](auto zero) {
-        typedef decltype(zero) T;
-        const TokenRows<T> rows = {(const T *)o->out[0]->grad, (const int32_t *)o->in[1]->data, C};
-        sum_rows(c, rows, M, sum_size(M), C, o->in[2]);
+    with_pack(c->dtype, C, [&](auto pack) {
+        typedef decltype(pack) V;
+        const Segments s = segments_of(o, V::N);
+        const V *dy = (const V *)o->out[0]->grad;
+        if (o->in[0]->grad)
+            launch(c, leave_token<V>, segment_grid(s), BLOCK, 0, s, grad_of<V>(o->in[0]), dy,
+                   o->in[0]->grad_set);
+        if (o->in[2]->grad)
+            sum_rows<V>(c, TokenRows<V>{dy, s.at, s.cols}, M, s.cols, SUM_BLOCKS, o->in[2]);
     });
 }

@@ -7,8 +7,8 @@
  *
  * S and dP are float32. P and dS have the call's dtype, and are written over S and dP: where that
  * is bf16 they fill the first half of each row's memory. */
-#ifndef KERNELS_CUDA_SOFTMAX_CUH
-#define KERNELS_CUDA_SOFTMAX_CUH
+#ifndef KERNELS_CUDA_ATTENTION_SCORES_CUH
+#define KERNELS_CUDA_ATTENTION_SCORES_CUH
 
 #include "kernels/cuda/attention.cuh"
 

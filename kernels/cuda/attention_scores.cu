@@ -1,4 +1,4 @@
-/* The steps of attention whose scores are in memory: contract in softmax.cuh.
+/* The steps of attention whose scores are in memory: contract in attention_scores.cuh.
  *
  * The softmax takes a warp a row where rows are short, else a block, and goes over each row twice:
  * for the largest score and the sum (backward: for delta), and to write. Few enough rows are in
@@ -8,9 +8,9 @@
  *
  * delta is rowsum(P dP), not rowsum(dO out), which is the same but for rounding: where out is bf16
  * its rounding would be the largest error of dQ and dK in documents of a few rows. */
+#include "kernels/cuda/attention_scores.cuh"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/softmax.cuh"
 
 /* ---- the scores' layout: (B, H, Tq, ld) of the part ---- */
 
@@ -279,7 +279,7 @@ void scores_forward(Ctx *c, const AttnArgs *a, CudaMask m, const AttnArgs *part,
     const Scores w = scores_of(a, m, part, first, memory);
     into_scores(c, part, part->scale, part->q, part->qs, part->k, part->ks, w.s);
     with_dtype(part->dtype, [&](auto zero) {
-        using T = decltype(zero);
+        typedef decltype(zero) T;
         launch_rows(c, softmax_forward<T, WARP>, softmax_forward<T, ROW_THREADS>, w);
     });
     out_of_scores(c, part, 1, w.s, false, part->v, part->vs, part->out, part->os);
@@ -291,7 +291,7 @@ void scores_backward(Ctx *c, const AttnArgs *a, CudaMask m, const AttnArgs *part
     into_scores(c, part, part->scale, part->q, part->qs, part->k, part->ks, w.s);
     into_scores(c, part, 1, part->dout, part->os, part->v, part->vs, w.dp);
     with_dtype(part->dtype, [&](auto zero) {
-        using T = decltype(zero);
+        typedef decltype(zero) T;
         launch_rows(c, softmax_backward<T, WARP>, softmax_backward<T, ROW_THREADS>, w);
     });
     /* in this order: dv may take the place of v, dq of dout, dk of k */
