@@ -19,8 +19,7 @@ const Device *device_find(const char *name, Err *e) {
         if (!strcmp(name, d->name)) {
             Err why = {""};
             if (!check(d, &why)) return d;
-            err_set(e, "--device %s: %s; --device cpu takes the best that this processor has", name,
-                    why.text);
+            err_set(e, "--device %s: %s; use --device cpu", name, why.text);
             return NULL;
         }
         strncat(known, ", ", sizeof known - strlen(known) - 1);

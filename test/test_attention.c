@@ -108,6 +108,16 @@ static void every_backend_is_right(void **state) {
     }
 }
 
+/* So many heads that a block of sdpa's backward on CUDA takes two tiles of keys, one after the
+ * other. */
+static void many_heads(void **state) {
+    (void)state;
+    Mask m;
+    mask_for(&m, "full", "");
+    try_everywhere(&m, (Shape){2, 165, 5, 200, 4}, 0.5f);
+    mask_free(&m);
+}
+
 /* Documents that come with the batch: one mask, other documents each time. */
 static void documents_of_a_batch(void **state) {
     (void)state;
@@ -392,6 +402,7 @@ int main(int argc, char **argv) {
     static char causal[] = "causal", frames[] = "frame-causal", documents[] = "document:55";
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_backend_is_right),
+        cmocka_unit_test(many_heads),
         cmocka_unit_test(documents_of_a_batch),
         cmocka_unit_test(peaked_rows),
         cmocka_unit_test(unwanted_gradients),

@@ -35,6 +35,10 @@ static Tensor *leaf(Ctx *c, Kind kind, const Tensor *like, int ndim, const int64
     DType dtype = kind == EXACT ? ctx_exact(c) : c->dtype;
     if (like) dtype = like->is_param ? DT_F32 : like->dtype;
     Tensor *t = ctx_tensor(c, "leaf", dtype, ndim, shape);
+    if (dtype == DT_F64) { /* of a loss */
+        c->dev->memory->put(t->data, &(double){1}, sizeof(double));
+        return t;
+    }
     float *x = malloc(sizeof *x * (size_t)tensor_numel(t));
     CHECK(x, "no memory for %lld numbers", (long long)tensor_numel(t));
     for (int64_t i = 0; i < tensor_numel(t); i++) x[i] = (float)(i * 7919 % 1009 - 504) * 2e-3f;

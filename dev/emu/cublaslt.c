@@ -1,4 +1,4 @@
-/* cuBLASLt for the emulator: D = act(alpha op(A) op(B) + beta C + bias), columns first, by one
+/* cuBLASLt for the emulator: D = alpha op(A) op(B) + beta C + bias, columns first, by one
  * float32 product of oneDNN over packed copies. What the real library takes on trust ends the
  * process with a sentence: memory that is short, addresses less aligned than the heuristic was
  * told, an algorithm made for another product, D over A or B. */
