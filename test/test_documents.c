@@ -125,14 +125,15 @@ static int count_objects(const char *folder) {
     return n;
 }
 
-/* One mask sees all batches, and is compiled once a device. */
+/* One mask sees all batches, and is compiled once a device that has flex. */
 static void every_length(void **state) {
     static const int heads[][2] = {{8, 16}, {1, 128}, {2, 20}, {3, 48}, {1, 8}, {2, 64}};
     const Batch mixed = batch_mixed(), sparse = batch_random(1, 150, 9),
                 longer = batch_random(2, 12, 100);
     int n_devices = 0;
     for (int d = 0; devices[d]; d++)
-        n_devices += devices[d] != &plain_device && device_runs_here(devices[d]);
+        n_devices +=
+            devices[d] != &plain_device && devices[d] != &cuda_device && device_tested(devices[d]);
     for (int i = 0; i < N_CASES; i++) {
         Mask m;
         const int before = count_objects(*state);
@@ -160,7 +161,9 @@ static void long_documents(void **state) {
     mask_free(&m);
 }
 
-/* A document of one row: its output is its value, and only the value has a gradient. */
+/* A document of one row: its output is its value, and only the value has a gradient. On CUDA dout
+ * v' and delta are the same sum in two orders, so that their difference is rounding instead of 0.
+ */
 static void one_row_each(void **state) {
     static const int counts[] = {1, 700};
     Mask m;
@@ -168,6 +171,7 @@ static void one_row_each(void **state) {
     for (int n = 0; n < 4; n++)
         for (int d = 0; devices[d]; d++) {
             if (devices[d] == &plain_device || !device_tested(devices[d])) continue;
+            const double noise = devices[d] == &cuda_device ? 1e-5 : 0;
             Batch b = {0};
             batch_add(&b, 1, counts[n % 2]);
             mask_set_documents(&m, b.offsets, b.n_docs);
@@ -182,7 +186,7 @@ static void one_row_each(void **state) {
                 if (at >= c.row[OUT]) continue;
                 assert_true(get(&c, OUT, i) == get(&c, V, i));
                 assert_true(get(&c, DV, i) == get(&c, DOUT, i));
-                assert_true(get(&c, DQ, i) == 0 && get(&c, DK, i) == 0);
+                assert_true(fabs(get(&c, DQ, i)) <= noise && fabs(get(&c, DK, i)) <= noise);
                 if (at % (size_t)s.D) continue;
                 double score = 0;
                 for (size_t j = i; j < i + (size_t)s.D; j++) score += get(&c, Q, j) * get(&c, K, j);
