@@ -78,6 +78,7 @@ static void pool_gives_blocks_again(void **state) {
     assert_ptr_equal(pool_take(&p, 1000), x);
     assert_ptr_equal(pool_take(&p, 64), z);
     assert_ptr_not_equal(pool_take(&p, 1000), y);
+    pool_free(&p);
     arena_free(&a);
 }
 
