@@ -71,10 +71,7 @@ static inline double fixture_number(const StEntry *t, int64_t i) {
         default:
             break;
     }
-    const uint32_t bits = (uint32_t)((const uint16_t *)t->data)[i] << 16; /* bfloat16 */
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    return (double)bf16_value(((const uint16_t *)t->data)[i]); /* what is left */
 }
 
 static inline const StEntry *fixture_find(const Fixture *f, const char *name, int ndim, Err *e) {
