@@ -17,8 +17,6 @@ enum {
     ALIGN = 256
 };
 
-static int64_t round_up(int64_t n, int64_t to) { return div_up(n, to) * to; }
-
 /* Documents first .. first + part.B - 1 of the call in blocks: (B, H, Tq or Tk, D) each tensor. */
 typedef struct Chunk {
     AttnArgs a, part;

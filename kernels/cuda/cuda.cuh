@@ -110,6 +110,7 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
 }
 
 static __host__ __device__ inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t n, int64_t to) { return div_up(n, to) * to; }
 
 /* One thread an element of n, in blocks of 256; for kernels that begin with
  *     const int64_t i = global_thread(); if (i >= n) return; */

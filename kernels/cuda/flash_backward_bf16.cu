@@ -398,8 +398,6 @@ static __global__ void __launch_bounds__(THREADS) add_kernel(Backward p) {
 
 /* ---- the host's side ---- */
 
-static int ceil_div(int64_t n, int64_t by) { return (int)((n + by - 1) / by); }
-
 static size_t take(size_t *end, size_t bytes) {
     const size_t at = *end;
     *end = (at + bytes + 255) / 256 * 256;
@@ -413,17 +411,17 @@ static Cut cut_make(const AttnArgs *a) {
     c.heads = a->B * a->H;
     c.d_pad = a->D <= 32 ? 32 : a->D <= 64 ? 64 : 128;
     c.tile = c.d_pad <= 64 ? TILE : TILE / 2;
-    c.n_q = ceil_div(a->Tq, c.tile);
-    c.n_k = ceil_div(a->Tk, KEYS);
+    c.n_q = (int)div_up(a->Tq, c.tile);
+    c.n_k = (int)div_up(a->Tk, KEYS);
     c.q_pad = c.n_q * c.tile;
     const size_t slot = sizeof(float) * (size_t)c.tile * (size_t)c.d_pad * (size_t)c.heads;
-    for (int chunks = ceil_div(BLOCKS, c.heads);; chunks = (chunks + 1) / 2) {
-        c.chunk = ceil_div(c.n_k, chunks);
-        c.chunks = ceil_div(c.n_k, c.chunk);
+    for (int chunks = (int)div_up(BLOCKS, c.heads);; chunks = (chunks + 1) / 2) {
+        c.chunk = (int)div_up(c.n_k, chunks);
+        c.chunks = (int)div_up(c.n_k, c.chunk);
         c.width = c.n_q;
         if (a->mask->offsets) {
             const int64_t rows = (int64_t)c.chunk * KEYS + 2 * (int64_t)a->mask->longest;
-            const int reach = ceil_div(rows, c.tile) + 2;
+            const int reach = (int)div_up(rows, c.tile) + 2;
             if (reach < c.width) c.width = reach;
         }
         if (c.chunks == 1 || slot * (size_t)c.width * (size_t)c.chunks <= MAX_SUMS) break;

@@ -37,7 +37,6 @@ typedef struct Scratch {
 
 /* ---- the table ---- */
 
-static int64_t round_up(int64_t n, int64_t to) { return div_up(n, to) * to; }
 static int64_t chunks_of(const Param *p) { return div_up(tensor_numel(&p->tensor), CHUNK); }
 
 static int64_t side_of(const Param *p) { /* the shorter one */
