@@ -1,5 +1,5 @@
-/* What every kernel file of the CUDA device shares: checked calls, the launch, dtypes, packs,
- * reductions. What lies where:
+/* What every kernel file of the CUDA device shares: the context, checked calls, the launch. What
+ * lies where:
  *
  *   device, table                 memory, the queue, time; the list of kernels
  *   gemm, linear, conv            products by cuBLASLt, and what is made of them
@@ -11,7 +11,8 @@
  *   optim                         the update of all parameters
  *   attention_*                   a backend each; flash_*: sdpa's kernels, attention_scores: those
  *                                 of the backends that have their scores in memory
- *   ptx                           instructions that C++ has no word for
+ *   device_code, ptx              what kernels are written with; instructions that C++ has no word
+ *                                 for, ptx_sm90: Hopper's
  *
  * The same sources are built twice: by nvcc for a GPU, and by the host's C++ compiler for the
  * emulator (dev/emu), which finds races, reads past ends and misused instructions on machines
@@ -35,15 +36,14 @@
 #ifndef KERNELS_CUDA_CUDA_CUH
 #define KERNELS_CUDA_CUDA_CUH
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
+
+#include "kernels/cuda/device_code.cuh"
 
 extern "C" {
 #include "kernels/ops.h"
 }
-
-typedef __nv_bfloat16 bf16;
 
 /* ---- the context's half on the device (c->device_state; device.cu) ---- */
 
@@ -79,11 +79,7 @@ static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
 /* ---- launch ---- */
 
 #ifdef LLMC_EMU
-#include "dev/emu/launch.h" /* emu_launch, emu_shared_block */
-#define shared_block() emu_shared_block()
-#else
-extern __shared__ __align__(128) char shared_bytes_[];
-#define shared_block() (shared_bytes_)
+#include "dev/emu/launch.h" /* emu_launch */
 #endif
 
 /* The kernel on the context's stream with `shared` bytes of dynamic shared memory. An empty grid is
@@ -109,31 +105,14 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
 #endif
 }
 
-static __host__ __device__ inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t n, int64_t to) { return div_up(n, to) * to; }
 
 /* One thread an element of n, in blocks of 256; for kernels that begin with
  *     const int64_t i = global_thread(); if (i >= n) return; */
 enum { BLOCK = 256 };
 static inline dim3 grid_for(int64_t n) { return dim3((unsigned)div_up(n, BLOCK)); }
-static __device__ __forceinline__ int64_t global_thread() {
-    return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-}
 
 /* ---- dtypes ---- */
-
-static __device__ __forceinline__ float to_float(float x) { return x; }
-static __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
-template <typename T>
-static __device__ __forceinline__ T from_float(float x);
-template <>
-__device__ __forceinline__ float from_float<float>(float x) {
-    return x;
-}
-template <>
-__device__ __forceinline__ bf16 from_float<bf16>(float x) {
-    return __float2bfloat16_rn(x);
-}
 
 /* Calls f with a value of the C++ type of dtype: f(float()) or f(bf16()). */
 template <typename F>
@@ -144,24 +123,7 @@ static inline void with_dtype(DType dtype, F f) {
         f(float());
 }
 
-/* *to = or (add) += x, in float32 before it is rounded. */
-template <typename T>
-static __device__ __forceinline__ void put(T *to, float x, bool add) {
-    *to = from_float<T>(add ? to_float(*to) + x : x);
-}
-
 /* ---- packs ---- */
-
-/* N neighbours that a thread moves at once: 16 bytes of them (Pack<T>), or one number. Beside packs
- * of eight bf16 there are as many float32, which are two loads. Kernels count in packs where all
- * their tensors are cut into packs of one length; else load_pack and put_pack take them from rows
- * of numbers. */
-template <typename T, int n = 16 / (int)sizeof(T)>
-struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Pack {
-    typedef T Type;
-    enum { N = n };
-    T at[n];
-};
 
 /* Calls f with a pack: f(Pack<T>()) where `lengths` are multiples of that, else f(Pack<T, 1>()).
  * lengths, or'ed together: of rows, and of what lies between them. A tensor begins at a multiple of
@@ -177,28 +139,6 @@ static inline void with_pack(int64_t lengths, F f) {
 template <typename F>
 static inline void with_pack(DType dtype, int64_t lengths, F f) {
     with_dtype(dtype, [&](auto zero) { with_pack<decltype(zero)>(lengths, f); });
-}
-
-template <int N, typename T>
-static __device__ __forceinline__ Pack<T, N> load_pack(const T *p) {
-    return *(const Pack<T, N> *)p;
-}
-template <typename T>
-static __device__ __forceinline__ Pack<T> load_pack(const T *p) {
-    return load_pack<Pack<T>::N>(p);
-}
-
-/* *to = or (add) += x, as above. */
-template <typename T, typename S, int N>
-static __device__ __forceinline__ void put(Pack<T, N> *to, const Pack<S, N> &x, bool add) {
-    Pack<T, N> sum;
-    if (add) sum = *to;
-    for (int j = 0; j < N; j++) put(&sum.at[j], to_float(x.at[j]), add);
-    *to = sum;
-}
-template <typename T, typename S, int N>
-static __device__ __forceinline__ void put_pack(T *to, const Pack<S, N> &x, bool add) {
-    put((Pack<T, N> *)to, x, add);
 }
 
 template <typename T>
@@ -219,49 +159,6 @@ static inline V *grad_of(const Tensor *t) {
     CHECK(!grad || number_size(grad) == dtype_size(dtype), "%s: its gradient is %s", t->name,
           dtype_name(dtype));
     return grad;
-}
-
-/* ---- reductions: a fixed order, the same bits each time ---- */
-
-enum { WARP = 32 };
-#define FULL_WARP 0xffffffffu
-
-/* The sum over LANES neighbouring lanes, in each of them. V: float, double or int. */
-template <int LANES = WARP, typename V>
-static __device__ __forceinline__ V warp_sum(V x) {
-    for (int offset = LANES / 2; offset > 0; offset /= 2)
-        x += __shfl_xor_sync(FULL_WARP, x, offset);
-    return x;
-}
-
-/* The largest over a warp's lanes, in each of them. */
-static __device__ __forceinline__ float warp_max(float x) {
-    for (int offset = WARP / 2; offset > 0; offset /= 2)
-        x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, offset));
-    return x;
-}
-
-/* The sum over a block of at most 1024 threads (a multiple of 32), in every thread. All threads
- * call it; ends with a barrier, so calls may follow each other. */
-template <typename V>
-static __device__ V block_sum(V x) {
-    __shared__ V part[WARP];
-    const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    x = warp_sum(x);
-    if (lane == 0) part[warp] = x;
-    __syncthreads();
-    x = lane < (int)blockDim.x / WARP ? part[lane] : V(0);
-    x = warp_sum(x);
-    __syncthreads();
-    return x;
-}
-
-/* The sum of x's n numbers, in every thread of a block; else as block_sum. */
-template <typename V>
-static __device__ V block_sum(const V *x, int64_t n) {
-    V sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
-    return block_sum(sum);
 }
 
 #endif

@@ -12,7 +12,6 @@
 
 #include <limits.h>
 
-#include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 #define LOG2E 1.44269504f
@@ -27,12 +26,6 @@ typedef struct FlashView {
     int t;
     bool wide;
 } FlashView;
-
-static inline FlashView flash_view(const void *data, AttnStride s, int D) {
-    const bool wide = (D % 8 | s.b % 8 | s.t % 8 | s.h % 8) == 0 && (uintptr_t)data % 16 == 0;
-    CHECK(s.t <= INT_MAX, "attention: rows are %lld numbers apart", (long long)s.t);
-    return {(bf16 *)data, s.b, s.h, (int)s.t, wide};
-}
 
 /* The rows of one batch and head; `rows` of them exist, of D numbers each. */
 typedef struct FlashRows {

@@ -12,7 +12,9 @@
 #ifndef KERNELS_CUDA_PTX_CUH
 #define KERNELS_CUDA_PTX_CUH
 
-#include "kernels/cuda/cuda.cuh"
+#include <string.h>
+
+#include "kernels/cuda/device_code.cuh"
 
 #ifdef LLMC_EMU
 #include "dev/emu/ptx.h"

@@ -1,0 +1,14 @@
+/* The host's side of the flash kernels: what their launches are made from. */
+#ifndef KERNELS_CUDA_FLASH_HOST_CUH
+#define KERNELS_CUDA_FLASH_HOST_CUH
+
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/flash_tile.cuh"
+
+static inline FlashView flash_view(const void *data, AttnStride s, int D) {
+    const bool wide = (D % 8 | s.b % 8 | s.t % 8 | s.h % 8) == 0 && (uintptr_t)data % 16 == 0;
+    CHECK(s.t <= INT_MAX, "attention: rows are %lld numbers apart", (long long)s.t);
+    return {(bf16 *)data, s.b, s.h, (int)s.t, wide};
+}
+
+#endif
