@@ -29,6 +29,7 @@ void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forwar
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_bf16.cu */
 size_t flash_workspace_bf16(const AttnArgs *a, bool backward);
 int flash_shared_bf16(int D); /* bytes of shared memory that a block of either asks for at most */
+void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m);
 void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_f32.cu */
 void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m);
 size_t flash_workspace_f32(const AttnArgs *a, bool backward);

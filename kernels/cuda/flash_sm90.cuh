@@ -14,17 +14,22 @@ enum {
 
 /* ---- rings ---- */
 
-/* Where somebody is in a ring of N stages. Each stage has two barriers, full and empty; who fills
+/* Where somebody is in a ring. Each stage has two barriers, full and empty; who fills
  * it waits for (empty, parity ^ 1), which a new ring lets pass, who reads it for (full, parity). */
 typedef struct RingPlace {
     int stage, parity;
 } RingPlace;
 
-template <int N>
+template <int STAGES>
 static __device__ __forceinline__ void ring_next(RingPlace &r) {
-    const bool around = r.stage + 1 == N;
+    const bool around = r.stage + 1 == STAGES;
     r.stage = around ? 0 : r.stage + 1;
     r.parity ^= (int)around;
+}
+
+template <int STAGES>
+static __device__ __forceinline__ RingPlace ring_before(RingPlace r) {
+    return r.stage == 0 ? RingPlace{STAGES - 1, r.parity ^ 1} : RingPlace{r.stage - 1, r.parity};
 }
 
 /* One thread. `rows` rows from `row` on of a head, D columns in panels, begin to come; b is told of
@@ -53,10 +58,10 @@ static __device__ __forceinline__ void product_along(float (&d)[N][4], const bf1
 
 /* d (64, 8 N) += a b: a (64, 16 K) in registers, fragments of 16 columns; b (16 K, 8 N) from its
  * first row in panels of b_rows rows. */
-template <int N, int K>
-static __device__ __forceinline__ void product_down(float (&d)[N][4], uint32_t (&a)[K][4],
+template <int K, int N>
+static __device__ __forceinline__ void product_down(float (&d)[N][4], uint32_t a[][4],
                                                     const bf16 *b, int b_rows) {
-    registers_pin(a);
+    registers_pin<K>(a);
     wgmma_fence(d);
 #pragma unroll
     for (int k = 0; k < K; k++)

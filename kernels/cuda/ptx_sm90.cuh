@@ -276,7 +276,7 @@ static __device__ __forceinline__ void wgmma_128(float (&d)[16][4], const uint32
 
 /* What a, the A of products, is made from comes before: called ahead of their wgmma_fence. */
 template <int K>
-static __device__ __forceinline__ void registers_pin(uint32_t (&a)[K][4]) {
+static __device__ __forceinline__ void registers_pin(uint32_t a[][4]) {
 #pragma unroll
     for (int k = 0; k < K; k++)
         asm volatile("" : "+r"(a[k][0]), "+r"(a[k][1]), "+r"(a[k][2]), "+r"(a[k][3])::"memory");
