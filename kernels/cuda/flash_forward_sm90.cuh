@@ -242,15 +242,17 @@ static __device__ __forceinline__ void forward_tile(ForwardView<D> &x, ForwardRo
     if (!full) forward_hide(s, x.rows, key);
     const bool grows = forward_grow(w, s, x.scale, shrink);
     forward_exp(w, s, x.scale);
-    if (K > 0) {
-        wgmma_wait<0>(w.out);
-        stage_leave(&x.shared.v_empty[before.stage]);
-    }
+    registers_pin(s);
     if (grows) {
+        if (K > 0) wgmma_wait<0>(w.out);
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) w.out[n][e] *= shrink[e / 2];
+    }
+    if (K > 0) {
+        wgmma_wait<0>(w.out);
+        stage_leave(&x.shared.v_empty[before.stage]);
     }
 #pragma unroll
     for (int n = 0; n < N; n += 2) pack_a(w.p[n / 2], &s[n]);
