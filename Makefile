@@ -30,10 +30,11 @@ GOLDEN   := ../shared/golden# fixtures of the originals; tested where they are t
 # compiler, NVCC= leaves CUDA out.
 NVCC      := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_ARCH := 80 90
+CUDA_PTX   = $(lastword $(CUDA_ARCH))
 NVCCFLAGS  = -std=c++17 -O3 -lineinfo -Xfatbin=-compress-all \
              -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
-             $(foreach a,$(lastword $(CUDA_ARCH)),-gencode arch=compute_$(a),code=compute_$(a))
+             $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
 CUDA_HOME  = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIB   = $(patsubst %/libcudart_static.a,%,$(firstword $(wildcard \
              $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/targets/*/lib/libcudart_static.a)))
@@ -115,6 +116,9 @@ else
 $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(CPPFLAGS) $(CUDA_LIB:%=-DCUDA_LIB='"%"') -MMD -MP -c $< -o $@
+# Hopper's own instructions are of no other GPU, later ones included
+$(BUILD)/%_sm90.o: CUDA_ARCH := 90a
+$(BUILD)/%_sm90.o: CUDA_PTX :=
 endif
 
 define isa_rule
