@@ -53,6 +53,7 @@ struct ForwardShared {
     typedef ForwardShape<D> S;
     bf16 k[S::STAGES][KEYS * D], v[S::STAGES][KEYS * D], q[SLOTS][S::ROWS * D];
     Interval rows[SLOTS][S::ROWS];
+    Limits limits[S::GROUPS]; /* of each warpgroup's rows; for the warp that loads */
     Item item[SLOTS];
     Tile tile[S::STAGES];
     Barrier k_full[S::STAGES], k_empty[S::STAGES], v_full[S::STAGES], v_empty[S::STAGES];
@@ -69,25 +70,24 @@ static __device__ __forceinline__ Item forward_place(const Forward &p, int rows,
     return {head / p.H, head % p.H, (p.n_tiles - 1 - at / heads) * rows, false};
 }
 
-/* The intervals of an item's rows; in lane g the limits of warpgroup g, in `all` the block's. */
+/* The intervals of an item's rows, the limits of each warpgroup's, and, returned, those of all. */
 template <int D>
 static __device__ __forceinline__ Limits forward_limits(const Forward &p, const Item &item,
-                                                        Interval *rows, Limits *all) {
+                                                        Interval *rows, Limits *limits) {
     typedef ForwardShape<D> S;
     for (int r = threadIdx.x; r < S::ROWS; r += WARP)
         rows[r] = interval_of(p.mask, item.row + r);
     __syncwarp();
-    Limits mine = {INT_MAX, 0, INT_MAX, 0};
-    *all = mine;
+    Limits all = {INT_MAX, 0, 0, 0};
 #pragma unroll 1 /* this warp has few registers */
     for (int g = 0; g < S::GROUPS; g++) {
         const Limits l = mask_limits(p.mask, item.b, item.h, rows + g * GROUP,
                                      item.row + g * GROUP, GROUP);
-        if (threadIdx.x == g) mine = l;
-        all->first = min(all->first, l.first);
-        all->end = max(all->end, l.end);
+        if (threadIdx.x == g) limits[g] = l;
+        all.first = min(all.first, l.first);
+        all.end = max(all.end, l.end);
     }
-    return mine;
+    return all;
 }
 
 /* What warpgroup threadIdx.x, whose limits are l, is told of the tile from `key` on. */
@@ -112,8 +112,8 @@ static __device__ __forceinline__ void forward_copy(bf16 *to, const TensorMap *m
 /* The tiles of an item that somebody sees. */
 template <int D>
 static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardShared<D> &shared,
-                                                    const Item &item, const Limits &mine,
-                                                    const Limits &all, int key, RingPlace &at) {
+                                                    const Item &item, const Limits &all, int key,
+                                                    RingPlace &at) {
     typedef ForwardShape<D> S;
     const bool one = threadIdx.x == 0;
     while (key < all.end) {
@@ -124,7 +124,8 @@ static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardSha
         if (one) tile.key = key;
         if (threadIdx.x < S::GROUPS)
             tile.look[threadIdx.x] =
-                forward_look(p, item, mine, key) | (next < all.end ? 0 : LAST);
+                forward_look(p, item, shared.limits[threadIdx.x], key) |
+                (next < all.end ? 0 : LAST);
         __syncwarp();
         if (one) forward_copy<D>(shared.k[at.stage], &p.k, &shared.k_full[at.stage], item, key);
         barrier_wait(&shared.v_empty[at.stage], at.parity ^ 1);
@@ -142,8 +143,7 @@ static __device__ __forceinline__ void forward_load(const Forward &p, ForwardSha
     for (int i = blockIdx.x; i < p.heads * p.n_tiles; i += gridDim.x) {
         barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
         Item item = forward_place(p, S::ROWS, i);
-        Limits all;
-        const Limits mine = forward_limits<D>(p, item, shared.rows[slot.stage], &all);
+        const Limits all = forward_limits<D>(p, item, shared.rows[slot.stage], shared.limits);
         const int key = HALF * mask_next(p.mask, all, item.b, item.h, item.row, S::ROWS,
                                          all.first / HALF, HALF);
         item.sees = key < all.end;
@@ -154,7 +154,7 @@ static __device__ __forceinline__ void forward_load(const Forward &p, ForwardSha
             panels_load<D>(shared.q[slot.stage], &p.q, b, S::ROWS, item.row, item.h, item.b);
         }
         __syncwarp();
-        forward_keys(p, shared, item, mine, all, key, at);
+        forward_keys(p, shared, item, all, key, at);
         ring_next<SLOTS>(slot);
     }
 }
