@@ -28,6 +28,7 @@ struct ForwardShape {
 typedef struct Forward {
     TensorMap q, k, v, out;
     float *lse;
+    int *drawn; /* items, beyond the first of each block; 0 before and after */
     FlashMask mask;
     int heads, H, n_tiles, group;
     float scale, factor; /* factor: to scores in units of log 2, scale log2(e) */
@@ -35,8 +36,8 @@ typedef struct Forward {
 
 /* An item of work: consecutive queries of one head. */
 typedef struct Item {
-    int b, h, row;
-    bool sees; /* whether there is a tile of keys */
+    int b, h, row; /* row -1: there is no more work */
+    bool sees;     /* whether there is a tile of keys */
 } Item;
 
 /* What a warpgroup is told of a tile of keys: that some of its queries see some of it, some of its
@@ -136,18 +137,30 @@ static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardSha
     }
 }
 
+/* The block's next item. Each block draws until there is none, so that the draws are as many as the
+ * items, and the last one leaves the counter as it was. */
+static __device__ __forceinline__ int forward_draw(const Forward &p) {
+    int drawn = 0;
+    if (threadIdx.x == 0) {
+        drawn = atomicAdd(p.drawn, 1);
+        if (drawn == p.heads * p.n_tiles - 1) atomicAnd(p.drawn, 0);
+    }
+    return (int)gridDim.x + __shfl_sync(FULL_WARP, drawn, 0);
+}
+
 template <int D>
 static __device__ __forceinline__ void forward_load(const Forward &p, ForwardShared<D> &shared) {
     typedef ForwardShape<D> S;
+    const bool one = threadIdx.x == 0;
     RingPlace slot = {0, 0}, at = {0, 0};
-    for (int i = blockIdx.x; i < p.heads * p.n_tiles; i += gridDim.x) {
-        barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
+    for (int i = blockIdx.x; i < p.heads * p.n_tiles; i = forward_draw(p)) {
         Item item = forward_place(p, S::ROWS, i);
+        barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
         const Limits all = forward_limits<D>(p, item, shared.rows[slot.stage], shared.limits);
         const int key = HALF * mask_next(p.mask, all, item.b, item.h, item.row, S::ROWS,
                                          all.first / HALF, HALF);
         item.sees = key < all.end;
-        if (threadIdx.x == 0) {
+        if (one) {
             Barrier *b = &shared.q_full[slot.stage];
             shared.item[slot.stage] = item;
             barrier_expect(b, S::ROWS * D * (int)sizeof(bf16));
@@ -156,6 +169,11 @@ static __device__ __forceinline__ void forward_load(const Forward &p, ForwardSha
         __syncwarp();
         forward_keys(p, shared, item, all, key, at);
         ring_next<SLOTS>(slot);
+    }
+    barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
+    if (one) {
+        shared.item[slot.stage].row = -1;
+        barrier_arrive(&shared.q_full[slot.stage]);
     }
 }
 
@@ -423,8 +441,9 @@ static __device__ __forceinline__ void forward_compute(const Forward &p, Forward
     typedef ForwardShape<D> S;
     ForwardView<D> x = {shared, group, {0, 0}, {0, 0}};
     if (group == S::GROUPS - 1) turn_pass<D>(group);
-    for (int i = blockIdx.x; i < p.heads * p.n_tiles; i += gridDim.x) {
+    for (;;) {
         barrier_wait(&shared.q_full[x.slot.stage], x.slot.parity);
+        if (shared.item[x.slot.stage].row < 0) break;
         ForwardRows<D> w;
         w.top[0] = w.top[1] = -INFINITY;
         w.sum[0] = w.sum[1] = 0;
