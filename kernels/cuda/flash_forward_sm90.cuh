@@ -1,5 +1,37 @@
 /* Fused attention in bf16 for Hopper, forward: FlashAttention-3 (Shah et al. 2024).
  *
+ * A block draws items of work, 192 (D 64) or 128 (D 128) queries of one head, and visits tiles of
+ * 128 keys that some of them see. One warp loads: queries of the next item while this one is
+ * computed, keys and values into a ring of stages, apart, so that q k' begins before v is there. It
+ * asks the mask as well, once a tile for each warpgroup, which reads the answer with the tile. The
+ * other warpgroups have 64 queries each. In one of them q k' of a tile is begun before p v of the
+ * tile before, and the softmax of the one runs while the tensor cores have the other; between them
+ * turns order the products, so that one's softmax meets the others' products. P stays in registers.
+ * Output takes the queries' place in shared memory and leaves by the copy engine.
+ *
+ * The softmax is that of the portable kernel: online, in base 2, and sums are left as they are
+ * where no row's maximum grows by more than SLACK. Each item is computed by one block in one order,
+ * so that the bits do not depend on who draws it.
+ *
+ * One tile of a warpgroup (64 x 128), in clocks of a multiprocessor:
+ *                   D 64   D 128
+ *   tensor cores     512    1024   64 x N x 16 in N / 2
+ *   exponentials     512     512   8192 at 16
+ *   shared memory    405     896   a, b of q k' and b of p v by each warpgroup, tiles once, at 128
+ *                                  bytes
+ *   instructions     350     370   as many a warp, 4 at a time: 288 of the softmax
+ * So the tensor cores' rate, 920 TFLOP/s at 1.7 GHz, is the bound of both, and at D 64 of the
+ * exponentials too: of three warpgroups one would have to be in its softmax at every moment, and
+ * none ever wait. A quarter of the exponentials as polynomials (8 instructions for one) would bring
+ * them to 384 and instructions to 460: it moves the limit by less than it costs in issue slots.
+ * What is reached on hardware is open.
+ *
+ * Work: a tile whose second half a warpgroup does not see costs half. Frames of 65 tokens, T 1950:
+ * 1.10 times the visible pairs (1.13 by whole tiles, 1.33 by blocks of 192 queries). Balance over
+ * 132 blocks there, mean over longest: B 32, H 6, 0.98 (items assigned in turns 0.92), B 8 0.88
+ * (0.81). Tiny documents, of a few rows, cost a warpgroup 128 to 192 keys, the portable kernel's
+ * warps 64 to 96: half as much, at about half this kernel's rate, so that they stay here.
+ *
  * B batch, H heads, T tokens, D head size, 64 or 128. */
 #ifndef KERNELS_CUDA_FLASH_FORWARD_SM90_CUH
 #define KERNELS_CUDA_FLASH_FORWARD_SM90_CUH
@@ -483,7 +515,7 @@ static __device__ __forceinline__ void forward_block(const Forward &p) {
         if (threadIdx.x < WARP) forward_load(p, shared);
     } else {
         registers_grow<S::COMPUTES>();
-        forward_compute(p, shared, (int)threadIdx.x / WARPGROUP - 1);
+        forward_compute(p, shared, warpgroup_number() - 1);
     }
 }
 
