@@ -39,7 +39,7 @@
 #include "kernels/cuda/flash_sm90.cuh"
 
 enum {
-    KEYS = 128,  /* of a tile */
+    KEYS = 128, /* of a tile */
     HALF = 64,
     SLOTS = 2,   /* items of work whose queries are in shared memory */
     GROUP = 64,  /* queries of a warpgroup */
@@ -53,8 +53,8 @@ enum {
 template <int D>
 struct ForwardShape {
     static constexpr int GROUPS = D == 64 ? 3 : 2, ROWS = GROUPS * GROUP,
-                         THREADS = (1 + GROUPS) * WARPGROUP, STAGES = D == 64 ? 4 : 2,
-                         LOADS = 32, COMPUTES = D == 64 ? 160 : 240;
+                         THREADS = (1 + GROUPS) * WARPGROUP, STAGES = D == 64 ? 4 : 2, LOADS = 32,
+                         COMPUTES = D == 64 ? 160 : 240;
 };
 
 typedef struct Forward {
@@ -108,14 +108,13 @@ template <int D>
 static __device__ __forceinline__ Limits forward_limits(const Forward &p, const Item &item,
                                                         Interval *rows, Limits *limits) {
     typedef ForwardShape<D> S;
-    for (int r = threadIdx.x; r < S::ROWS; r += WARP)
-        rows[r] = interval_of(p.mask, item.row + r);
+    for (int r = threadIdx.x; r < S::ROWS; r += WARP) rows[r] = interval_of(p.mask, item.row + r);
     __syncwarp();
     Limits all = {INT_MAX, 0, 0, 0};
 #pragma unroll 1 /* this warp has few registers */
     for (int g = 0; g < S::GROUPS; g++) {
-        const Limits l = mask_limits(p.mask, item.b, item.h, rows + g * GROUP,
-                                     item.row + g * GROUP, GROUP);
+        const Limits l =
+            mask_limits(p.mask, item.b, item.h, rows + g * GROUP, item.row + g * GROUP, GROUP);
         if (threadIdx.x == g) limits[g] = l;
         all.first = min(all.first, l.first);
         all.end = max(all.end, l.end);
@@ -156,9 +155,8 @@ static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardSha
         Tile &tile = shared.tile[at.stage];
         if (one) tile.key = key;
         if (threadIdx.x < S::GROUPS)
-            tile.look[threadIdx.x] =
-                forward_look(p, item, shared.limits[threadIdx.x], key) |
-                (next < all.end ? 0 : LAST);
+            tile.look[threadIdx.x] = forward_look(p, item, shared.limits[threadIdx.x], key) |
+                                     (next < all.end ? 0 : LAST);
         __syncwarp();
         if (one) forward_copy<D>(shared.k[at.stage], &p.k, &shared.k_full[at.stage], item, key);
         barrier_wait(&shared.v_empty[at.stage], at.parity ^ 1);

@@ -47,8 +47,7 @@ template <int D>
 static __device__ __forceinline__ void panels_load(bf16 *to, const TensorMap *map, Barrier *b,
                                                    int rows, int row, int h, int batch) {
 #pragma unroll
-    for (int col = 0; col < D; col += PANEL)
-        copy_box(to + rows * col, map, b, col, row, h, batch);
+    for (int col = 0; col < D; col += PANEL) copy_box(to + rows * col, map, b, col, row, h, batch);
 }
 
 /* ---- products: begun; wgmma_commit and wgmma_wait are the caller's ---- */
