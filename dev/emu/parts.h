@@ -17,11 +17,27 @@ typedef struct Now {
     size_t closure_bytes;
 } Now;
 extern Now emu_now;
-extern unsigned emu_syncs[EMU_MAX_THREADS / EMU_LANES]; /* __syncwarps of each warp in this phase */
+extern unsigned emu_syncs[EMU_MAX_THREADS / EMU_LANES]; /* each warp's time in this block: grows
+                                                           where its lanes order something */
 
-/* Whether what `thread` did in this phase, when its warp's emu_syncs was `stamp`, comes before what
- * the running thread does now; all: and what any other lane of thread's warp did. */
-bool emu_ordered(int thread, uint16_t stamp, bool all);
+/* Whether what `who` (a thread, or an engine of clock.h) did in this phase, when its warp's
+ * emu_syncs was `stamp`, comes before what the running thread does now; all: and what any other
+ * lane of its warp did. */
+bool emu_ordered(int who, uint32_t stamp, bool all);
+
+/* What lane l did when its warp's emu_syncs was below this, thread t of the warp knows by
+ * __syncwarp. */
+uint32_t emu_lane_knows(int t, int l);
+
+int emu_block_threads(void);
+
+/* The running thread waits until another calls emu_unpark with its number. Where nobody can go on,
+ * stuck() is called as that thread and explains why it waits. */
+void emu_park(const char *op, const void *pc, void (*stuck)(void));
+void emu_unpark(int thread);
+
+/* "waits at ...", "has exited": for sentences; returns text. */
+const char *emu_what_does(int thread, char *text, size_t size);
 
 /* "file:line" of code, or "?"; in static memory, four at a time. */
 const char *emu_code_name(const void *pc);
@@ -68,7 +84,11 @@ void *emu_pinned_alloc(size_t bytes);
 bool emu_pinned_release(void *p);
 void emu_device_info(size_t *free_bytes, size_t *total_bytes);
 
-/* Ends all copies of the threads of a block that has ended. */
+/* A block has ended: its copies (ptx.c), Barriers, bulk copies and products are forgotten, those
+ * under way that must not be are found. */
 void emu_copies_forget(void);
+void emu_barriers_end(void);
+void emu_bulk_end(void);
+void emu_products_end(void);
 
 #endif
