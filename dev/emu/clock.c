@@ -92,9 +92,7 @@ void emu_clock_release(uint32_t *to) {
     emu_clock_join(to, row(emu_now.thread));
 }
 
-void emu_clock_fence(void) {
-    row(emu_now.thread)[EMU_ENGINES + n + emu_now.thread] = advance();
-}
+void emu_clock_fence(void) { row(emu_now.thread)[EMU_ENGINES + n + emu_now.thread] = advance(); }
 
 void emu_clock_learn(uint32_t *clock, int engine, uint32_t count) {
     uint32_t *entry = &clock[engine - EMU_MAX_THREADS];

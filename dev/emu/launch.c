@@ -105,7 +105,8 @@ static void explain_stuck(void) {
                          t->at.line, lane, t->mask);
             if (threads[j].state != AT_WARP || threads[j].mask != t->mask)
                 emu_fail("%s (%s:%d): lane %d of mask %08x does not come, it %s", t->at.op,
-                         t->at.file, t->at.line, lane, t->mask, emu_what_does(j, other, sizeof other));
+                         t->at.file, t->at.line, lane, t->mask,
+                         emu_what_does(j, other, sizeof other));
         }
     }
     emu_fail("nobody can go on; others of the block wait at %s (%s:%d)", L.barrier.op,
@@ -238,8 +239,7 @@ static void complete_sync(void *const *args, unsigned mask) {
     (void)args;
     Warp *w = &warps[emu_now.thread / EMU_LANES];
     const unsigned syncs = ++emu_syncs[emu_now.thread / EMU_LANES];
-    if (emu_clocks_on)
-        emu_clocks_sync_warp(emu_now.thread / EMU_LANES * EMU_LANES, mask);
+    if (emu_clocks_on) emu_clocks_sync_warp(emu_now.thread / EMU_LANES * EMU_LANES, mask);
     if (mask == 0xffffffffu) {
         w->all = syncs;
         return;
@@ -380,6 +380,7 @@ static void run_block(void) {
     emu_products_end();
     emu_bulk_end();
     emu_barriers_end();
+    emu_accesses_end_block();
     emu_clocks_end();
 }
 

@@ -39,8 +39,13 @@ void emu_unpark(int thread);
 /* "waits at ...", "has exited": for sentences; returns text. */
 const char *emu_what_does(int thread, char *text, size_t size);
 
-/* "file:line" of code, or "?"; in static memory, four at a time. */
+/* "file:line" of code, or "?"; in static memory, eight at a time. Of functions that were inlined
+ * the place in the outermost that is not a wrapper of instructions. */
 const char *emu_code_name(const void *pc);
+
+/* A number for code of a module that was loaded by dlopen, and back. */
+uint32_t emu_module_pc(const void *pc);
+const void *emu_pc_of_module(uint32_t number);
 
 /* The GPU that is emulated, and the shared memory of its multiprocessors and of a block at most. */
 typedef struct EmuDevice {
@@ -71,6 +76,24 @@ void emu_read_write_atomic(const void *p, size_t bytes, const void *pc);
 void emu_copy_starts(void *to, size_t bytes, const void *pc);
 void emu_copy_lands(void *to, size_t bytes, const void *pc);
 bool emu_is_shared(const void *p, size_t bytes);
+
+/* The asynchronous proxy, for bulk copies and products; bytes are a multiple of 4. Dynamic shared
+ * memory that it reads: for a group of a warpgroup's products, which know of others what clock
+ * says; and for a copy of the running thread, from its start to its end. */
+void emu_product_reads(const void *p, size_t bytes, const uint32_t *clock, int warpgroup,
+                       uint32_t group, const void *pc);
+void emu_send_starts(const void *p, size_t bytes, const void *pc);
+void emu_send_ends(const void *p, size_t bytes, const void *pc);
+
+/* Shared memory that a copy has written (emu_copy_starts was called): the write of an engine of
+ * clock.h, its `stamp`th. */
+void emu_bulk_lands(void *to, size_t bytes, int engine, uint32_t stamp);
+
+/* Device memory that a copy will read or write: checks that this launch's ordinary accesses did not
+ * write it; and that a copy has written, as emu_copy_lands. */
+void emu_engine_touches(const void *p, size_t bytes, const void *pc);
+void emu_store_lands(void *to, size_t bytes, const void *pc);
+void emu_accesses_end_block(void);
 
 /* Dynamic shared memory for a launch; what it holds is not defined. */
 char *emu_shared_begin(size_t bytes);
