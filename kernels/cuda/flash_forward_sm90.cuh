@@ -60,7 +60,7 @@ struct ForwardShape {
 typedef struct Forward {
     TensorMap q, k, v, out;
     float *lse;
-    int *drawn; /* items, beyond the first of each block; 0 before and after */
+    unsigned *drawn; /* items, beyond the first of each block; 0 before and after */
     FlashMask mask;
     int heads, H, n_tiles, group;
     float scale, factor; /* factor: to scores in units of log 2, scale log2(e) */
@@ -115,7 +115,7 @@ static __device__ __forceinline__ Limits forward_limits(const Forward &p, const 
     for (int g = 0; g < S::GROUPS; g++) {
         const Limits l =
             mask_limits(p.mask, item.b, item.h, rows + g * GROUP, item.row + g * GROUP, GROUP);
-        if (threadIdx.x == g) limits[g] = l;
+        if ((int)threadIdx.x == g) limits[g] = l;
         all.first = min(all.first, l.first);
         all.end = max(all.end, l.end);
     }
@@ -172,8 +172,8 @@ static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardSha
 static __device__ __forceinline__ int forward_draw(const Forward &p) {
     int drawn = 0;
     if (threadIdx.x == 0) {
-        drawn = atomicAdd(p.drawn, 1);
-        if (drawn == p.heads * p.n_tiles - 1) atomicAnd(p.drawn, 0);
+        drawn = (int)atomicAdd(p.drawn, 1u);
+        if (drawn == p.heads * p.n_tiles - 1) atomicAnd(p.drawn, 0u);
     }
     return (int)gridDim.x + __shfl_sync(FULL_WARP, drawn, 0);
 }
