@@ -49,12 +49,13 @@ enum {
 };
 #define SLACK 8.0f
 
-/* Warpgroups that compute, beside the one that loads; registers of a thread of either, of 65536. */
+/* Warpgroups that compute, beside the one that loads; registers of a thread of either: together as
+ * many as the block begins with, 4 x 128 or 3 x 168. */
 template <int D>
 struct ForwardShape {
     static constexpr int GROUPS = D == 64 ? 3 : 2, ROWS = GROUPS * GROUP,
-                         THREADS = (1 + GROUPS) * WARPGROUP, STAGES = D == 64 ? 4 : 2, LOADS = 32,
-                         COMPUTES = D == 64 ? 160 : 240;
+                         THREADS = (1 + GROUPS) * WARPGROUP, STAGES = D == 64 ? 4 : 2,
+                         LOADS = D == 64 ? 32 : 40, COMPUTES = D == 64 ? 160 : 232;
 };
 
 typedef struct Forward {
