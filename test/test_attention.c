@@ -145,6 +145,8 @@ static void several_tiles(void **state) {
     } tiled[] = {{"frame-causal", {1, 2, 270, 390, 64}, 0.125f},
                  {"window:100", {1, 2, 200, 330, 128}, 0.088f},
                  {"document:50", {1, 2, 200, 200, 128}, 0.088f},
+                 {"full", {1, 2, 1, 129, 64}, 0.125f},
+                 {"full", {2, 2, 3, 65, 128}, 0.088f},
                  {"causal", {2, 6, 65, 196, 64}, 8}};
     if (!device_tested(&cuda_device)) return;
     for (size_t i = 0; i < sizeof tiled / sizeof *tiled; i++) {
