@@ -158,6 +158,26 @@ static void several_tiles(void **state) {
     }
 }
 
+/* The same bits again on CUDA, from a second call in the same context. */
+static void twice(void **state) {
+    (void)state;
+    if (!device_tested(&cuda_device)) return;
+    Mask m;
+    mask_for(&m, "causal", "");
+    const Shape s = {2, 6, 65, 196, 64};
+    Call first = call_make(s, DT_BF16, &m, 0.125f), again = call_make(s, DT_BF16, &m, 0.125f);
+    Ctx ctx;
+    ctx_for(&ctx, &cuda_device, 2);
+    run_backend(&ctx, attn_find("sdpa"), &first);
+    run_backend(&ctx, attn_find("sdpa"), &again);
+    for (int t = OUT; t < N_TENSORS; t++)
+        assert_memory_equal(first.block[t], again.block[t], block_bytes(&first, t));
+    ctx_free(&ctx);
+    call_free(&first);
+    call_free(&again);
+    mask_free(&m);
+}
+
 /* Documents that come with the batch: one mask, other documents each time. */
 static void documents_of_a_batch(void **state) {
     (void)state;
@@ -444,6 +464,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(every_backend_is_right),
         cmocka_unit_test(many_heads),
         cmocka_unit_test(several_tiles),
+        cmocka_unit_test(twice),
         cmocka_unit_test(wide_heads),
         cmocka_unit_test(documents_of_a_batch),
         cmocka_unit_test(peaked_rows),
