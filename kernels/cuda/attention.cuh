@@ -25,6 +25,7 @@ typedef struct CudaMask {
                                lo[q] <= k < hi[q] */
     const int32_t *offsets; /* (n_docs + 1) */
     int T, n_docs, longest;
+    uint64_t version;     /* another whenever one of the numbers is */
     const CudaFlex *flex; /* the caller's; NULL: the kernels that were built with the program */
 } CudaMask;
 
@@ -46,9 +47,9 @@ typedef struct FlexSource {
 const void *flex_kernel(Ctx *c, const FlexProgram *p, FlexSource source, const char *name, Err *e);
 void flex_codes_free(struct FlexCodes *codes);
 
-/* Adds the plan of an expression mask for a's shape to f: made on the device by asking each cell
- * once, and kept by what it depends on (flex_plan.cu). */
-void flex_plan_add(Ctx *c, const AttnArgs *a, CudaFlex *f);
+/* Adds the plan of an expression mask for a's shape to *f, made on the device and kept by what it
+ * depends on (flex_plan.cu): of m its numbers, by their version. */
+void flex_plan_add(Ctx *c, const AttnArgs *a, const CudaMask *m, CudaFlex *f);
 void flex_plans_free(struct FlexPlans *plans);
 FlexSource flex_plan_source(void);
 

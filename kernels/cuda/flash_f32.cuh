@@ -126,6 +126,10 @@ static __device__ __forceinline__ void forward_block(const Flash &p) {
 
 /* ---- backward ---- */
 
+enum { GROUP = BackwardTile<16>::WARP_ROWS }; /* keys of a group: a warp's */
+
+#if !FLEX_RUNTIME /* the first passes are built with the program alone */
+
 /* delta = rowsum(dout out). Eight lanes a row, rows in the order of memory. */
 static __global__ void delta_kernel(const __grid_constant__ Flash p) {
     const int64_t i = global_thread() / 8;
@@ -140,8 +144,6 @@ static __global__ void delta_kernel(const __grid_constant__ Flash p) {
 
 /* The queries from the first to the last that see a key of each group of GROUP keys, of all heads:
  * what a warp that owns these keys has to meet. One warp a group. */
-enum { GROUP = BackwardTile<16>::WARP_ROWS };
-
 static __global__ void queries_kernel(const __grid_constant__ Flash p) {
     const int group = (int)(global_thread() / WARP), key = group * GROUP, Tq = p.mask.Tq;
     if (key >= p.mask.Tk) return;
@@ -162,6 +164,8 @@ static __global__ void queries_kernel(const __grid_constant__ Flash p) {
     s = {warp_least(s.first), -warp_least(-s.end)};
     if (threadIdx.x % WARP == 0) p.queries[group] = s;
 }
+
+#endif
 
 /* What backward knows of a query: its log-sum-exp in units of log 2 (+inf, so that p = 0, where it
  * sees nothing or is none) and its delta. */
