@@ -415,7 +415,7 @@ static __device__ __forceinline__ void backward_block(const Backward &p) {
                 const Meeting me = {b,
                                     h,
                                     row,
-                                    key + threadIdx.x % WARP / 4,
+                                    key + (int)threadIdx.x % WARP / 4,
                                     shared.rows[stage],
                                     shared.intervals[stage]};
                 keys_tile(p, shared, stage, w, me,

@@ -27,8 +27,10 @@ static inline FlashMask flash_mask(const AttnArgs *a, const CudaMask *m) {
     f.b_rows = flex->b_rows;
     f.h_rows = flex->h_rows;
     f.plan_heads = flex->plan_heads;
-    memcpy(&f.env, &flex->env, sizeof f.env);
-    static_assert(sizeof f.env == sizeof flex->env, "FlashEnv is FlexEnv on the device");
+    for (int i = 0; i < FLEX_MAX_ARRAYS; i++) {
+        f.env.array[i] = flex->env.array[i];
+        f.env.length[i] = flex->env.length[i];
+    }
     return f;
 }
 
