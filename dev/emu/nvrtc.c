@@ -8,7 +8,6 @@
 #include <elf.h>
 #include <limits.h>
 #include <stdio.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "dev/emu/parts.h"
@@ -126,13 +125,13 @@ cudaError_t cudaLibraryLoadData(cudaLibrary_t *library, const void *code, void *
     memcpy(&head, code, sizeof head);
     if (memcmp(head.e_ident, ELFMAG, SELFMAG)) return cudaErrorInvalidValue;
     const size_t size = head.e_shoff + (size_t)head.e_shentsize * head.e_shnum;
-    const int fd = memfd_create("flex", MFD_CLOEXEC);
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    if (fd < 0 || write(fd, code, size) != (ssize_t)size) emu_fail("no memory for compiled code");
-    *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!*library) emu_fail("cudaLibraryLoadData: %s", dlerror());
+    char path[] = "/tmp/emu-library-XXXXXX";
+    const int fd = mkstemp(path);
+    if (fd < 0 || write(fd, code, size) != (ssize_t)size) emu_fail("%s cannot be written", path);
     close(fd);
+    *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    unlink(path);
+    if (!*library) emu_fail("cudaLibraryLoadData: %s", dlerror());
     return cudaSuccess;
 }
 
