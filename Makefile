@@ -65,7 +65,7 @@ CXXFLAGS += -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recove
 BUILD    := build/emu-asan
 endif
 BIN      := $(BUILD)/bin
-LDLIBS   += -rdynamic# kernels compiled at run time call the program's emulator
+LDLIBS   += -rdynamic # code that is compiled at run time finds the emulator in the program
 endif
 
 # `make deps train_wm`: nothing is compiled before the packages are there, with -j too
@@ -113,6 +113,7 @@ $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
 	$(CXX) -x c++ $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/dev/emu/%.o: CPPFLAGS += -Idev/emu/include
+$(BUILD)/dev/emu/nvrtc.o: CPPFLAGS += -DEMU_COMPILE='"$(CXX) -x c++ -I. -D_GNU_SOURCE $(CXXFLAGS) -include cuda_runtime.h"'
 else
 $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
@@ -128,6 +129,9 @@ $(BUILD)/$(1)/%.o: %.c | $(AFTER)
 	$(CC) $(WARN) $(CPPFLAGS) $(CFLAGS) $(ISA_$(1)) -DISA=$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
+
+# The assembler includes these
+$(BUILD)/kernels/flash_cuda_text.o: $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h)
 
 # What the library is made of: with and without NVCC it is not the same
 $(BUILD)/objects: FORCE
