@@ -150,27 +150,33 @@ static void wide_heads(void **state) {
     }
 }
 
-/* sdpa in bf16 over several tiles of queries and of 128 keys, which some of the queries see whole,
- * in part, by half or not at all, and more of them than there are multiprocessors in the emulator:
+/* bf16 over several tiles of queries and of 128 keys, which some of the queries see whole, in part,
+ * by half, in turns or not at all, and more of them than there are multiprocessors in the emulator:
  * what the kernels for Hopper distinguish. A maximum that jumps from tile to tile (scale 8). */
 static void several_tiles(void **state) {
     (void)state;
     static const struct {
-        const char *mask;
+        const char *name, *mask, *score;
         Shape shape;
         float scale;
-    } tiled[] = {{"frame-causal", {1, 2, 270, 390, 64}, 0.125f},
-                 {"window:100", {1, 2, 200, 330, 128}, 0.088f},
-                 {"document:50", {1, 2, 200, 200, 128}, 0.088f},
-                 {"full", {1, 2, 1, 129, 64}, 0.125f},
-                 {"full", {2, 2, 3, 65, 128}, 0.088f},
-                 {"causal", {2, 6, 65, 196, 64}, 8}};
+    } tiled[] = {{"sdpa", "frame-causal", "", {1, 2, 270, 390, 64}, 0.125f},
+                 {"sdpa", "window:100", "", {1, 2, 200, 330, 128}, 0.088f},
+                 {"sdpa", "document:50", "", {1, 2, 200, 200, 128}, 0.088f},
+                 {"sdpa", "full", "", {1, 2, 1, 129, 64}, 0.125f},
+                 {"sdpa", "full", "", {2, 2, 3, 65, 128}, 0.088f},
+                 {"sdpa", "causal", "", {2, 6, 65, 196, 64}, 8},
+                 {"flex",
+                  "(q + 8) / 64 % 2 == k / 128 % 2",
+                  "score - 0.01*(q - k)",
+                  {1, 2, 270, 390, 64},
+                  0.125f}};
     if (!device_tested(&cuda_device)) return;
     for (size_t i = 0; i < sizeof tiled / sizeof *tiled; i++) {
         Mask m;
         Err e;
-        if (mask_init(&m, tiled[i].mask, "", 390, 65, 2, 6, &e)) fail_msg("%s", e.text);
-        try_dtype(DT_BF16, "sdpa", &m, tiled[i].shape, tiled[i].scale);
+        if (mask_init(&m, tiled[i].mask, tiled[i].score, 390, 65, 2, 6, &e)) fail_msg("%s", e.text);
+        keep_code(&m);
+        try_dtype(DT_BF16, tiled[i].name, &m, tiled[i].shape, tiled[i].scale);
         mask_free(&m);
     }
 }
