@@ -86,12 +86,13 @@ static __device__ void make_barriers(Shared *s) {
 
 template <int bug>
 static __device__ void load(const Params &p, Shared *s) {
+    const TensorMap none = {};
     if (bug == WRITTEN_HERE) p.ordinary[0] = from_float<bf16>(1);
     barrier_expect(&s->full, bug == TOO_MANY_BYTES  ? ALL - 16
                              : bug == TOO_FEW_BYTES ? ALL + 16
                                                     : ALL);
-    copy_box(s->a + (bug == BOX_MISPLACED ? 64 : 0), bug == NO_MAP ? &p.a + 1000 : &p.a, &s->full,
-             0, 0, 0, 0);
+    copy_box(s->a + (bug == BOX_MISPLACED ? 64 : 0), bug == NO_MAP ? &none : &p.a, &s->full, 0, 0,
+             0, 0);
     if (bug == BOX_TWICE) copy_box(s->a, &p.a, &s->full, 0, 0, 0, 0);
     copy_box(bug == BOX_PAST_END ? s->c + 8 * 64 : s->b, &p.b, &s->full, 0, 0, 0, 0);
     copy_bytes(s->sum, p.bytes + (bug == BYTES_UNALIGNED ? 1 : 0), SUM * 4, &s->full);
@@ -283,7 +284,7 @@ static const Bug bugs[] = {
     {"box not aligned", run<BOX_MISPLACED>, "is not a multiple of 1024", ""},
     {"box past the end", run<BOX_PAST_END>, "of dynamic shared memory, which has", ""},
     {"box twice", run<BOX_TWICE>, "while an asynchronous copy that thread (0, 0, 0)", NULL},
-    {"no TensorMap", run<NO_MAP>, "there is no TensorMap", NULL},
+    {"no TensorMap", run<NO_MAP>, "there is no TensorMap", ""},
     {"freed tensor", freed, "which are not live device memory", ""},
     {"bytes not aligned", run<BYTES_UNALIGNED>, "; multiples of 16", ""},
     {"nobody waits", run<NOBODY_WAITS>, "the block has ended while copy_box", ""},
