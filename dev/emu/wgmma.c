@@ -292,9 +292,10 @@ void emu_wgmma_fence(float *d, int n) {
     Accumulators *acc = find_under_way(self, d);
     if (acc && acc->group >= own->ended) return; /* they stay with the products */
     if (acc) release(acc, self % EMU_WARPGROUP); /* nobody wanted them */
-    int i = 0;
-    while (i < LIVE && own->fenced[i].d != d) i++;
-    if (i == LIVE) i = own->turn++ % LIVE;
+    int i = 0, unused = own->turn % LIVE;
+    for (; i < LIVE && own->fenced[i].d != d; i++)
+        if (!own->fenced[i].d) unused = i;
+    if (i == LIVE) i = unused, own->turn++;
     own->fenced[i].d = d;
     own->fenced[i].n = n;
     memcpy(own->fenced[i].was, d, (size_t)n * 4 * sizeof *d);
