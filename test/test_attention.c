@@ -239,7 +239,7 @@ static void peaked_rows(void **state) {
     for (int i = 0; i < 2; i++) {
         Mask m;
         mask_for(&m, peaked[i].mask, "");
-        try_everywhere(&m, (Shape){1, 2, 193, 193, 64}, peaked[i].scale);
+        try_everywhere(&m, (Shape){1, 2, 193, 193, 56}, peaked[i].scale);
         mask_free(&m);
     }
 }
