@@ -229,7 +229,7 @@ static void documents_of_a_batch(void **state) {
 }
 
 /* Scores of hundreds: one key takes nearly all, the others' shares vanish, the running maximum
- * jumps. */
+ * jumps. Heads of 56 numbers: rows are moved 16 bytes at a time, by kernels for any GPU. */
 static void peaked_rows(void **state) {
     (void)state;
     static const struct {
