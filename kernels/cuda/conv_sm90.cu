@@ -18,21 +18,21 @@
  * adds one row of pixels. Parts leave partial sums, which are added in order: how many there are
  * follows from the shape alone, so the bits do not depend on the GPU.
  *
- * D = R = 192, k = 5, in clocks of a multiprocessor, for 3 tiles and a column of the window (24 x
- * 192 x 192 x 64 multiply-adds less a few) and for one tile and 3 units:
- *                           correlation   weight's gradient
- *   tensor cores                 5760      1152   2048 multiply-adds a clock
- *   shared memory                5088      1062   128 bytes a clock: each warpgroup's product reads
- *                                                 8 KiB of its own and 24 KiB that all share
- *   L2                        156 KiB    37 KiB   27 and 33 bytes a clock; what the L2 of an H100
- *                                                 is said to give all at once, 5.5 TB/s, is 24
- *   instructions of a warpgroup   400        80
- * At 1.7 GHz and 132 multiprocessors tensor cores would make 920 TFLOP/s; L2 allows 810 and 680 of
- * that. 600 to 700 and 500 to 600 is what is hoped for: nothing here has run on a GPU yet. Tiles at
- * the edges count whole: 24 x 24 pixels waste nothing, 20 x 20 three tenths. Where two thirds are
- * wasted im2col is as fast.
+ * D = R = 192, k = 5, in clocks of a multiprocessor: a column of the window for 3 tiles, which is 5
+ * products of 192 x 192 x 64; and one tile for 3 units, a product of as many.
+ *                 correlation   gradient
+ *   tensor cores         5760       1152   2048 multiply-adds a clock
+ *   shared memory        5100       1060   128 bytes a clock; each warpgroup's part of a product
+ *                                          reads 8 KiB of its own and 24 KiB that all share
+ *   instructions          980        250   65 to 85 a warp for each product, 4 at a time
+ *   L2                156 KiB     37 KiB   28 and 33 bytes a clock; the L2 of an H100 is said to
+ *                                          give 5.5 TB/s, which is 24 to each
+ * At 1.7 GHz the tensor cores of 132 make 920 TFLOP/s, of which L2 allows 810 and 680; a good
+ * library reaches 600 to 700 in large products, and that, a tenth less for the gradient, is what to
+ * expect. It is a count: nothing of this has been measured. Tiles at edges count whole: images of
+ * 24 x 24 waste nothing, 20 x 20 three tenths; where two thirds are wasted im2col is as fast.
  *
- * D channels of the input, R of the output, k x k the window; in the gradient R are those of dy. */
+ * D channels of the input, R of the output, k x k the window; for the gradient R are dy's. */
 #include "kernels/cuda/conv_sm90.cuh"
 
 #include "kernels/cuda/flash_tile.cuh"
