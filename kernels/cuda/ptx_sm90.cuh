@@ -35,9 +35,9 @@ typedef struct Barrier {
 } Barrier;
 
 /* What the copy engine is told of a tensor: CUtensorMap of the driver's interface, made on the host
- * (tensor_map, flash_sm90.cu) and passed in a kernel's parameter that is const __grid_constant__.
+ * (tensor_map.cu) and passed in a kernel's parameter that is const __grid_constant__.
  */
-typedef struct alignas(64) TensorMap {
+typedef struct alignas(128) TensorMap {
     uint64_t opaque[16];
 } TensorMap;
 
