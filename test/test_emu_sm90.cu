@@ -140,7 +140,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
 /* rows x columns small numbers on the device. */
 static bf16 *numbers(bf16 *x, int n, int seed) {
-    for (int i = 0; i < n; i++) x[i] = from_float<bf16>((float)((i * seed + i / 7) % 9 - 4));
+    for (int i = 0; i < n; i++) x[i] = __float2bfloat16_rn((float)((i * seed + i / 7) % 9 - 4));
     bf16 *p;
     CUDA(NULL, cudaMalloc(&p, n * sizeof *p));
     CUDA(NULL, cudaMemcpy(p, x, n * sizeof *p, cudaMemcpyHostToDevice));
@@ -162,7 +162,7 @@ static void check(const bf16 *A, const bf16 *B, bool a_down, bool b_down, const 
             for (int k = 0; k < K; k++)
                 x += (float)A[a_down ? k * M + i : i * K + k] *
                      (float)B[b_down ? k * N + j : j * K + k];
-            assert_true((float)C[i * N + j] == (float)from_float<bf16>(x));
+            assert_true((float)C[i * N + j] == (float)__float2bfloat16_rn(x));
             const int t = i % 64 / 16 * 32 + i % 8 * 4 + j % 8 / 2,
                       r = j / 8 * 4 + i / 8 % 2 * 2 + j % 2;
             assert_true(sum[i / 64][r][t] == 2 * x + 1);
