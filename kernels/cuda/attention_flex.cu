@@ -21,13 +21,14 @@ static bool needs_plan(const Mask *m) { return !m->lo && !m->offsets; }
 
 static int prepare(Ctx *c, const AttnArgs *a, Err *e) {
     const FlexProgram *p = a->mask->code;
-    if (!p) return 0; /* sdpa's kernels do it */
+    if (!p || c->dry) return 0; /* without code sdpa's kernels do it; and nothing is computed */
     if (needs_plan(a->mask) && !flex_kernel(c, p, flex_plan_source(), "flex_plan", e)) return -1;
-    const bool bf16 = a->dtype == DT_BF16;
-    const FlexSource forward = bf16 ? flash_source_forward_bf16(a) : flash_source_f32(a);
-    if (!flex_kernel(c, p, forward, "flex_forward", e)) return -1;
-    if (bf16 && !flex_kernel(c, p, flash_source_backward_bf16(c, a), "flex_backward", e)) return -1;
-    return 0;
+    if (a->dtype == DT_F32) /* one source for both passes */
+        return flex_kernel(c, p, flash_source_f32(a), "flex_forward", e) ? 0 : -1;
+    return flex_kernel(c, p, flash_source_forward_bf16(a), "flex_forward", e) &&
+                   flex_kernel(c, p, flash_source_backward_bf16(c, a), "flex_backward", e)
+               ? 0
+               : -1;
 }
 
 /* The mask on the device; *f: what flex knows of it. */
