@@ -50,8 +50,9 @@ endif
 # `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
 # The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
 EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
-EMU_TESTS := test_emu test_emu_sm90 test_emu_bugs test_emu_sm90_bugs test_ops test_event_ops test_attention test_documents test_optim test_checkpoint \
-             test_cuda_errors test_train_wm_cuda test_train_icecube_cuda
+EMU_TESTS := test_emu test_emu_sm90 test_emu_bugs test_emu_sm90_bugs test_ops test_event_ops test_attention \
+             test_flex_cuda test_documents test_optim test_checkpoint test_cuda_errors \
+             test_train_wm_cuda test_train_icecube_cuda
 ifneq ($(EMU),)
 CXX      := g++
 CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Wno-psabi -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
@@ -113,6 +114,7 @@ $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
 	$(CXX) -x c++ $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/dev/emu/%.o: CPPFLAGS += -Idev/emu/include
+$(BUILD)/dev/emu/nvrtc.o: CPPFLAGS += -DEMU_COMPILE='"$(CXX) -x c++ -I. -D_GNU_SOURCE $(CXXFLAGS) -include cuda_runtime.h"'
 else
 $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
@@ -128,6 +130,9 @@ $(BUILD)/$(1)/%.o: %.c | $(AFTER)
 	$(CC) $(WARN) $(CPPFLAGS) $(CFLAGS) $(ISA_$(1)) -DISA=$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
+
+# The assembler includes these
+$(BUILD)/kernels/flash_cuda_text.o: $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h)
 
 # What the library is made of: with and without NVCC it is not the same
 $(BUILD)/objects: FORCE

@@ -12,6 +12,7 @@
  *   optim                         the update of all parameters
  *   attention_*                   a backend each; flash_*: sdpa's kernels, attention_scores: those
  *                                 of the backends that have their scores in memory
+ *   flex_*                        sdpa's kernels compiled at run time with expressions; plans
  *   device_code, ptx              what kernels are written with; instructions that C++ has no word
  *                                 for, ptx_sm90: Hopper's; tensor_map: its copy engine's maps
  *
@@ -54,6 +55,8 @@ typedef struct Cuda {
     cudaStream_t stream;
     struct CublasLt *blas;   /* opened at the first product */
     struct CudaMasks *masks; /* intervals and documents on the device, attention.cuh */
+    struct FlexCodes *codes; /* kernels compiled at run time, flex_code.cu */
+    struct FlexPlans *plans; /* of expression masks, flex_plan.cu */
     struct CudaTimes *times; /* events not yet read, device.cu */
     struct Staging *staging; /* pinned memory for inputs, device.cu */
     double *fetched;         /* pinned: Ctx.fetched */

@@ -17,7 +17,7 @@ static void cut_tile(Cut *c, int D, int max_shared) {
 
 /* More than one chunk a head where there are few heads. A query of a document sees no key outside
  * of it, so a chunk's sums are those of its rows and of a longest document on either side. */
-static Cut cut_make(const AttnArgs *a, int max_shared) {
+static Cut cut_make(const AttnArgs *a, bool documents, int max_shared) {
     Cut c;
     cut_tile(&c, a->D, max_shared);
     c.heads = a->B * a->H;
@@ -29,7 +29,7 @@ static Cut cut_make(const AttnArgs *a, int max_shared) {
         c.chunk = (int)div_up(c.n_k, chunks);
         c.chunks = (int)div_up(c.n_k, c.chunk);
         c.width = c.n_q;
-        if (a->mask->offsets) {
+        if (documents) {
             const int64_t rows = (int64_t)c.chunk * KEYS + 2 * (int64_t)a->mask->longest;
             const int reach = (int)div_up(rows, c.tile) + 2;
             if (reach < c.width) c.width = reach;
@@ -40,26 +40,34 @@ static Cut cut_make(const AttnArgs *a, int max_shared) {
     c.limits = take(&c.total, sizeof(Limits) * (size_t)c.n_q);
     c.intervals = take(&c.total, sizeof(Interval) * (size_t)c.q_pad);
     c.rows = take(&c.total, sizeof(RowSums) * (size_t)c.heads * (size_t)c.q_pad);
-    c.starts = take(&c.total, sizeof(int) * (size_t)c.chunks);
+    c.starts = take(&c.total, sizeof(int) * (size_t)c.heads * (size_t)c.chunks);
     c.sums = take(&c.total, slot * (size_t)c.width * (size_t)c.chunks);
     return c;
 }
 
-size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool backward) {
-    return backward ? cut_make(a, cuda_of(c)->max_shared).total : 0;
+size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool backward) {
+    if (!backward) return 0;
+    return cut_make(a, a->mask->offsets && !dense, cuda_of(c)->max_shared).total;
+}
+
+FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a) {
+    Cut cut;
+    cut_tile(&cut, a->D, cuda_of(c)->max_shared);
+    return {"kernels/cuda/flash_backward_bf16.cuh", cut.d_pad, cut.tile};
 }
 
 template <int D, int ROWS>
-static void backward_start(Ctx *c, const Backward &p) {
-    launch(c, tiles_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.chunks)), dim3(THREADS),
-           sizeof(BackwardShared<D, ROWS>), p);
+static void backward_start(Ctx *c, const AttnArgs *a, const CudaMask *m, const Backward &p) {
+    flash_launch(c, m, flash_source_backward_bf16(c, a), "flex_backward", tiles_kernel<D, ROWS>,
+                 (unsigned)(p.cut.heads * p.cut.chunks), THREADS, sizeof(BackwardShared<D, ROWS>),
+                 p);
     if (p.dq.data)
         launch(c, add_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.n_q)), dim3(THREADS), 0,
                p);
 }
 
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
-    const Cut cut = cut_make(a, cuda_of(c)->max_shared);
+    const Cut cut = cut_make(a, m.offsets, cuda_of(c)->max_shared);
     char *work = (char *)a->workspace;
     const Backward p = {flash_view(a->q, a->qs, a->D),
                         flash_view(a->k, a->ks, a->D),
@@ -70,8 +78,7 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                         flash_view(a->dk, a->ks, a->D),
                         flash_view(a->dv, a->vs, a->D),
                         (const float *)a->lse,
-                        m.lo,
-                        m.hi,
+                        flash_mask(a, &m),
                         (Limits *)(work + cut.limits),
                         (Interval *)(work + cut.intervals),
                         (RowSums *)(work + cut.rows),
@@ -79,22 +86,19 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                         (Pack<float> *)(work + cut.sums),
                         a->B,
                         a->H,
-                        a->Tq,
-                        a->Tk,
                         a->D,
-                        a->offset,
                         a->scale,
                         cut};
     launch(c, limits_kernel, grid_for((int64_t)cut.n_q * WARP), dim3(BLOCK), 0, p);
     launch(c, rows_kernel, grid_for((int64_t)cut.heads * cut.q_pad * 8), dim3(BLOCK), 0, p);
     if (cut.d_pad == 32)
-        backward_start<32, 64>(c, p);
+        backward_start<32, 64>(c, a, &m, p);
     else if (cut.d_pad == 64)
-        backward_start<64, 64>(c, p);
+        backward_start<64, 64>(c, a, &m, p);
     else if (cut.d_pad == 96)
-        backward_start<96, 64>(c, p);
+        backward_start<96, 64>(c, a, &m, p);
     else if (cut.tile == 32)
-        backward_start<128, 32>(c, p);
+        backward_start<128, 32>(c, a, &m, p);
     else
-        backward_start<128, 16>(c, p);
+        backward_start<128, 16>(c, a, &m, p);
 }

@@ -1,6 +1,7 @@
 /* flex: a small language for attention masks and scores. An expression is parsed to a tree, typed,
- * differentiated by the score, and printed as C, which the system's compiler builds into the very
- * kernel source that sdpa is made from. The user's text itself never reaches a compiler.
+ * differentiated by the score, and printed as C, which the system's compiler (for CUDA: NVRTC)
+ * builds into the very kernel source that sdpa is made from. The user's text itself never reaches a
+ * compiler.
  *
  * The language: C expressions of two types, int (32 bits, wraps) and float.
  *   names      b, h, q, k (batch, head, position of query and key; int), score (float, in --score
@@ -165,16 +166,17 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
 /* ---- Code. ---- */
 
 /* The C text that defines, for kernels,
+ *   #define FLEX_INLINE static inline (in device code static __device__ __forceinline__)
  *   typedef struct FlexEnv { const int *array[8]; int length[8]; } FlexEnv;
  *   #define FLEX_HAS_SCORE 0|1
  *   #define FLEX_HAS_MASK 0|1
  *   #define FLEX_BY_DOCUMENT 0|1
  *   #define FLEX_HAS_REST 0|1
- *   static inline float flex_score(float score, int b, int h, int q, int k, const FlexEnv *env);
- *   static inline float flex_score_grad(float score, int b, int h, int q, int k,
+ *   FLEX_INLINE float flex_score(float score, int b, int h, int q, int k, const FlexEnv *env);
+ *   FLEX_INLINE float flex_score_grad(float score, int b, int h, int q, int k,
  *                                       const FlexEnv *env);       d flex_score / d score
- *   static inline int flex_mask(int b, int h, int q, int k, const FlexEnv *env);         0 or 1
- *   static inline int flex_rest(int b, int h, int q, int k, const FlexEnv *env);
+ *   FLEX_INLINE int flex_mask(int b, int h, int q, int k, const FlexEnv *env);         0 or 1
+ *   FLEX_INLINE int flex_rest(int b, int h, int q, int k, const FlexEnv *env);
  *       flex_mask inside a document, where FLEX_BY_DOCUMENT
  * whatever of them the program has (all are defined always: score itself, 1, 1 and 1 stand in).
  * They are branch-free and call no library, so that a loop over k vectorises:
@@ -182,8 +184,11 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
  * at -O3 -fno-math-errno -fno-trapping-math. So does one over flex_mask that stores floats (ints
  * might be the very arrays that it reads). The elementary functions are those of
  * kernels/flex/flex_math.h, relative error about 1e-6. p NULL: the stand-ins alone. The text is the
- * caller's, to be freed by free(). */
+ * caller's, to be freed by free(). As CUDA (where __CUDACC__ is defined) it is device code. */
 char *flex_prelude(const FlexProgram *p);
+
+/* The same text, made at the first call; the program's. */
+const char *flex_prelude_kept(const FlexProgram *p);
 
 /* Where code is compiled and kept. */
 typedef struct FlexBuild {
@@ -217,6 +222,7 @@ void flex_module_close(FlexModule *m);
 /* What a program's modules are built with from now on (strings are copied); before, FlexBuild's
  * NULLs hold. */
 void flex_set_build(const FlexProgram *p, const FlexBuild *build);
+const char *flex_cache(const FlexProgram *p); /* FlexBuild.cache of that, or NULL */
 
 /* The program's own module for this source (compared by address) and these flags: loaded at the
  * first call, remembered from then on, and so is a failure with its sentence. Owned by the program.

@@ -200,14 +200,20 @@ char *flex_prelude(const FlexProgram *p) {
             score, mask, by_document, by_document && p->rest);
     const char *const arguments = "int b, int h, int q, int k, const FlexEnv *env)";
     char head[160];
-    snprintf(head, sizeof head, "static inline float flex_score(float score, %s", arguments);
+    snprintf(head, sizeof head, "FLEX_INLINE float flex_score(float score, %s", arguments);
     print_function(out, head, score ? p->score : NULL, "score");
-    snprintf(head, sizeof head, "static inline float flex_score_grad(float score, %s", arguments);
+    snprintf(head, sizeof head, "FLEX_INLINE float flex_score_grad(float score, %s", arguments);
     print_function(out, head, score ? p->grad : NULL, score ? "0.0f" : "1.0f");
-    snprintf(head, sizeof head, "static inline int flex_mask(%s", arguments);
+    snprintf(head, sizeof head, "FLEX_INLINE int flex_mask(%s", arguments);
     print_function(out, head, mask ? p->mask : NULL, "1");
-    snprintf(head, sizeof head, "static inline int flex_rest(%s", arguments);
+    snprintf(head, sizeof head, "FLEX_INLINE int flex_rest(%s", arguments);
     print_function(out, head, by_document ? p->rest : NULL, "1");
     CHECK(fclose(out) == 0 && text, "no memory for generated code");
     return text;
+}
+
+const char *flex_prelude_kept(const FlexProgram *p) {
+    FlexMemory *m = p->memory;
+    if (!m->prelude) m->prelude = flex_prelude(p);
+    return m->prelude;
 }

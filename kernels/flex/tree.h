@@ -113,6 +113,7 @@ struct FlexMemory {
     struct FlexCount *counts;
     struct FlexLoaded *modules;
     char *compiler, *cache; /* NULL: the default */
+    char *prelude;          /* NULL: not asked for yet */
 };
 
 /* tree.c */
