@@ -294,6 +294,14 @@ static __device__ __forceinline__ void wgmma_192(float (&d)[24][4], Matrix a, Ma
 
 #endif
 
+/* What a, the A of products, is made from comes before: called ahead of their wgmma_fence. */
+template <int K>
+static __device__ __forceinline__ void registers_pin(uint32_t a[][4]) {
+#pragma unroll
+    for (int k = 0; k < K; k++)
+        asm volatile("" : "+r"(a[k][0]), "+r"(a[k][1]), "+r"(a[k][2]), "+r"(a[k][3])::"memory");
+}
+
 /* The Matrix whose k runs along the rows of a panel: 16 columns from `p` on, which points to a row
  * that is a multiple of 8 and to a column that is a multiple of 16 of an unswizzled panel. */
 static __device__ __forceinline__ Matrix matrix_along(const bf16 *p) {
@@ -304,6 +312,12 @@ static __device__ __forceinline__ Matrix matrix_along(const bf16 *p) {
  * other index runs along the rows, through the panels that lie panel_bytes apart. */
 static __device__ __forceinline__ Matrix matrix_down(const bf16 *p, int panel_bytes) {
     return matrix_of(p, panel_bytes, 1024);
+}
+
+/* The same Matrix from `bytes` further on, a multiple of 16: one addition, where matrix_along and
+ * matrix_down of another place are five instructions. */
+static __device__ __forceinline__ Matrix matrix_further(Matrix m, int bytes) {
+    return (m & ~(Matrix)0xffffffff) | ((uint32_t)m + (uint32_t)(bytes >> 4));
 }
 
 /* wgmma_N by the number of d's columns. */
