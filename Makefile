@@ -146,7 +146,7 @@ $(FIXTURES): $(BIN)/test_%: $(BUILD)/test/fixtures_%.o $(LIB)
 $(BENCHES): $(BIN)/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
-$(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o
+$(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o $(BUILD)/dev/bench/attention_wm_layer.o
 $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -lcmocka -o $@
 
