@@ -3,9 +3,9 @@
  *   ./ladder [--heads 128] [--tokens 2048] [--causal] [--rung NAME] [--repeats 10] [--json FILE]
  *
  * Each in turn, medians. Work: 4 D flops a visible pair. error: |out - reference| / |reference|
- * over a sample of rows, the reference being a plain loop in float64 on the same bf16 numbers; bf16
- * has 8 bits, of p and of out, which leave about 4e-3. Every element of out is NaN before, and must
- * be a number then. Exit status 1 where a rung is wrong. */
+ * over a sample of rows, the reference being a plain loop in float64 on the same bf16 numbers;
+ * rounding p and out to bf16's 8 bits leaves 2e-3, and twice that is allowed. Every element of out
+ * is NaN before, and must be a number then. Exit status 1 where a rung is wrong. */
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
@@ -21,7 +21,7 @@
 #include "llmc_like/run.h"
 
 enum { D = HEAD_SIZE, SAMPLES = 1024, MAX_REPEATS = 200 };
-static const double largest_error = 1e-2;
+static const double largest_error = 4e-3;
 
 typedef struct Ladder {
     int heads, tokens, repeats;
