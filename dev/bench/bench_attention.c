@@ -170,13 +170,10 @@ double bench_roof(Ctx *c, float *gemm) {
 }
 
 /* What the first forward with a mask costs more than the second: its plan. Each mask has the same
- * expression, or name, and other frames. On a GPU, whose clock sees what the host hides; elsewhere
- * 0 is left. */
+ * expression, or name, and other frames; the first ones warm up, until the context throws out old
+ * ones. On a GPU, whose clock sees what the host hides; elsewhere 0 is left. */
 static int measure_plan(const Bench *o, Ctx *c, AttnArgs *a, const Case *s, Row *row, Err *e) {
-    enum {
-        WARM = 9,
-        MASKS = 21
-    }; /* at first there are no masks to be thrown out, then there are */
+    enum { WARM = 9, MASKS = 21 };
     double extra[MASKS];
     const bool flex = !strncmp(row->backend->name, "flex", 4);
     const Mask *usual = row->mask;

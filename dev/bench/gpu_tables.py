@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a run of dev/gpu_check says, as tables: python dev/bench/gpu_tables.py [dev/bench/results/gpu.json]
+"""What a run of dev/gpu_check says, as tables: python dev/bench/gpu_tables.py [RESULTS.json]
 
 The goals, asked and measured; the notes' two tables, theirs beside ours and PyTorch's of the same
 run; and the paper preset's step. What was not measured is a dash. Figures come from the parts of
@@ -77,8 +77,8 @@ def goals(figures):
     return [
         ("sdpa, forward, ms", ms("forward", "sdpa"), 0.26, False),
         ("sdpa, backward, ms", ms("backward", "sdpa"), 0.65, False),
-        ("sdpa, portable, forward, TFLOP/s", rate(figures, "forward", "sdpa-portable"), 260, True),
-        ("sdpa, portable, backward, TFLOP/s", rate(figures, "backward", "sdpa-portable"), 260, True),
+        *((f"sdpa, portable, {way}, TFLOP/s", rate(figures, way, "sdpa-portable"), 260, True)
+          for way in ("forward", "backward")),
         ("PyTorch's best / sdpa, forward", beside(figures, BESIDE, "forward_ms"), 1, True),
         ("PyTorch's best / sdpa, both passes", beside(figures, BESIDE, "forward_backward_ms"), 1,
          True),
