@@ -150,8 +150,13 @@ $(BENCHES): $(BIN)/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
 $(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o $(BUILD)/dev/bench/attention_wm_layer.o
+ifneq ($(EMU)$(NVCC),)
 $(BIN)/ladder: $(LADDER) $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+else
+ladder:
+	@echo 'make ladder: this needs nvcc (NVCC=PATH names one), or make emu ladder' && false
+endif
 $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -lcmocka -o $@
 

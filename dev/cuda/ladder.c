@@ -198,8 +198,15 @@ static int ladder(const Ladder *o, Err *e) {
         x[i] = numbers((uint32_t)i, tensor_numel(&t[i]));
         device_tensor(&c, &t[i], x[i]);
     }
-    const RungArgs a = {t[Q].data, t[K].data, t[V].data, t[OUT].data, t[LSE].data,
-                        &mask,     o->heads,  o->tokens, o->causal};
+    const RungArgs a = {.q = t[Q].data,
+                        .k = t[K].data,
+                        .v = t[V].data,
+                        .out = t[OUT].data,
+                        .heads = o->heads,
+                        .T = o->tokens,
+                        .causal = o->causal,
+                        .lse = t[LSE].data,
+                        .mask = &mask};
     cJSON *all = cJSON_CreateArray();
     const int wrong = climb(o, &c, &a, &t[OUT], (const float *const[]){x[Q], x[K], x[V]}, all);
     int status = save(o, all, e);

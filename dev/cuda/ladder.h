@@ -13,8 +13,9 @@
  *   kernels/cuda/flash_forward_bf16.cuh    for all other GPUs
  *
  * Read them in this order, each beside the one before. To keep one idea in sight a rung does one
- * case: D 64, bf16, T a multiple of 128, no mask or a causal one. The shipped kernels take any. The
- * times that the head comments expect are counted, not measured. */
+ * case: D 64, bf16, T a multiple of 128, no mask or a causal one. The shipped kernels take any.
+ * Each file begins with what its idea costs, in clocks of a multiprocessor, counted; what a comment
+ * expects is reckoned from that and from what others published, not measured. */
 #ifndef DEV_CUDA_LADDER_H
 #define DEV_CUDA_LADDER_H
 
@@ -29,10 +30,12 @@ enum { HEAD_SIZE = 64, TOKENS_STEP = 128 /* T is a multiple of it */ };
  * after the other, rows of 128 bytes. */
 typedef struct RungArgs {
     const void *q, *k, *v;
-    void *out, *lse; /* lse (heads, T) float32 and the mask, the same as `causal`: for the */
-    const struct Mask *mask; /* shipped kernels */
+    void *out;
     int heads, T;
     bool causal; /* query i sees the keys 0 .. i; else all */
+    /* What the shipped kernels want besides: room for (heads, T) float32, and `causal` as a mask */
+    void *lse;
+    const struct Mask *mask;
 } RungArgs;
 
 /* Starts the rung's kernel; false where this GPU cannot run it. */

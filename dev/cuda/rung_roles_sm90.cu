@@ -13,7 +13,7 @@
  * fills waits for empty's phase before, 1, 0, 1 ..., the first of which a new barrier lets pass.
  *
  * What it costs: the clocks of rung 5 for 64 x 128: tensor cores 512, exponentials 512, other
- * instructions 320, shared memory 480. Two warpgroups that happen to alternate hide half of the
+ * instructions 320, shared memory 450. Two warpgroups that happen to alternate hide half of the
  * softmax; expect 330 to 400 TFLOP/s. The last rung, kernels/cuda/flash_forward_sm90.cuh, has three
  * of them and leaves that less to chance: a warpgroup issues the scores of its next tile before it
  * needs the sums of this one, and runs the softmax while both are under way. */
