@@ -103,13 +103,14 @@ def wgmma_bytes(n, k, a_shared):
 
 def hopper_forward():
     """flash_forward_sm90: three warpgroups of 64 queries, tiles of 128 keys whose second half is
-    left out where it shows nothing. S = q k' with both in shared memory, p in registers."""
+    left out where it shows nothing. S = q k' with both in shared memory, p in registers. Items are
+    drawn."""
     rows, cols, groups = 192, 128, 3
     loads = 2 * cols * D * BF16
     elements = rows * cols
     # a score: maximum, scale and subtract, exponential, sum; half a conversion; all the rest 10 %
     instructions = 1.1 * 4.5 * elements / 32
-    return Kernel("sm_90a", "forward", rows, cols, 64, 64, 1, "dealt", 2500, 460, {
+    return Kernel("sm_90a", "forward", rows, cols, 64, 64, 1, "taken", 2500, 460, {
         "tensor": 4 * D * elements / TENSOR_FLOP,
         "exp": elements / EXPONENTIALS,
         "shared": (groups * (wgmma_bytes(cols, D, True) + wgmma_bytes(D, cols, False)) + loads)
@@ -119,17 +120,17 @@ def hopper_forward():
 
 
 def hopper_backward():
-    """flash_backward_sm90: two warpgroups of 64 keys, tiles of 128 queries. s' and dp' from shared
-    memory, dv and dk with A in registers, ds through shared memory for dq, whose sum goes to L2 by
-    bulk reduction."""
-    rows, cols, groups = 128, 128, 2
+    """flash_backward_sm90: two warpgroups of 64 keys, tiles of 64 queries. s' and dp' from shared
+    memory, dv and dk with A in registers, ds through shared memory for dq, which one of the
+    warpgroups makes, and whose sum goes to L2 by bulk reduction."""
+    rows, cols, groups = 128, 64, 2
     loads, sums = 2 * cols * D * BF16, cols * D * F32
     elements = rows * cols
-    products = groups * (2 * wgmma_bytes(cols, D, True) + 2 * wgmma_bytes(D, cols, False)
-                         + wgmma_bytes(D, rows, True))
+    products = groups * 2 * (wgmma_bytes(cols, D, True) + wgmma_bytes(D, cols, False)) \
+        + wgmma_bytes(D, rows, True)
     # an element: argument and exponential of p, two for ds, two halves of conversions; stores 10 %
     instructions = 1.1 * 5 * elements / 32
-    return Kernel("sm_90a", "backward", rows, cols, 64, 128, 1, "taken", 4000, 422, {
+    return Kernel("sm_90a", "backward", rows, cols, 64, 64, 1, "taken", 4000, 422, {
         "tensor": 10 * D * elements / TENSOR_FLOP,
         "exp": elements / EXPONENTIALS,
         "shared": (products + elements * BF16 + 2 * sums + loads) / SHARED_BYTES,
@@ -243,11 +244,11 @@ def variants():
     return [("forward, sm_90a", forward),
             ("  whole tiles of 128 keys only", replace(forward, step=128)),
             ("  limits for all 192 queries, not for 64", replace(forward, group=192, step=128)),
-            ("  items dealt, every other round backwards", replace(forward, given="snake")),
-            ("  items taken by who is free", replace(forward, given="taken")),
+            ("  items dealt beforehand", replace(forward, given="dealt")),
+            ("  dealt, every other round backwards", replace(forward, given="snake")),
             ("  longest first over all heads", replace(forward, together=BATCH * HEADS)),
             ("backward, sm_90a", backward),
-            ("  queries skipped by 64", replace(backward, step=64)),
+            ("  queries skipped by 128", replace(backward, step=128)),
             ("  limits for all 128 keys, not for 64", replace(backward, group=128)),
             ("  three chunks a head", replace(backward, chunks=3)),
             ("  four chunks a head", replace(backward, chunks=4)),
