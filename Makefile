@@ -174,8 +174,8 @@ test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 
 test-emu: $(TESTS) $(FIXTURES) $(PROGRAMS) $(BIN)/ladder
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN) cuda
-	@$(BIN)/ladder --heads 1 --tokens 256 --repeats 1
-	@$(BIN)/ladder --heads 1 --tokens 256 --repeats 1 --causal
+	@$(BIN)/ladder --heads 1 --tokens 384 --repeats 1
+	@$(BIN)/ladder --heads 1 --tokens 384 --repeats 1 --causal
 
 test-emu-self: $(TESTS)
 	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(PLANT)

@@ -42,6 +42,7 @@ static const struct {
              {"portable", "what is shipped for every GPU", shipped_portable},
              {"wgmma", "Hopper's copy engine and products", rung_wgmma},
              {"roles", "a warpgroup copies, two compute", rung_roles},
+             {"overlap", "softmax beside the products", rung_overlap},
              {"shipped", "what is shipped for this GPU", shipped}};
 enum { RUNGS = sizeof rungs / sizeof rungs[0] };
 

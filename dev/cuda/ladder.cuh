@@ -34,9 +34,10 @@ static __device__ __forceinline__ void rows_hide(float (&s)[N][4], int row, int 
             if (first + 8 * n + 2 * t + e % 2 > row + g + e / 2 * 8) s[n][e] = -INFINITY;
 }
 
-/* s becomes 2^(scale s - top); top grows where it must, and what was summed shrinks. */
+/* s becomes 2^(scale s - top); top grows where it must, and so much the sum shrinks, and is out to
+ * shrink: rows_shrink. */
 template <int N>
-static __device__ __forceinline__ void rows_softmax(Rows &r, float (&s)[N][4]) {
+static __device__ __forceinline__ void rows_softmax(Rows &r, float (&s)[N][4], float (&shrink)[2]) {
     const float scale = HEAD_SCALE * LOG2E;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -46,13 +47,9 @@ static __device__ __forceinline__ void rows_softmax(Rows &r, float (&s)[N][4]) {
         most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1)); /* a row is spread over 4 lanes */
         most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
         const float top = fmaxf(r.top[half], scale * most);
-        const float shrink = exp2_fast(r.top[half] - top);
+        shrink[half] = exp2_fast(r.top[half] - top);
         r.top[half] = top;
-        r.sum[half] *= shrink;
-#pragma unroll
-        for (int n = 0; n < HEAD_SIZE / 8; n++)
-#pragma unroll
-            for (int e = 2 * half; e < 2 * half + 2; e++) r.out[n][e] *= shrink;
+        r.sum[half] *= shrink[half];
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -61,6 +58,13 @@ static __device__ __forceinline__ void rows_softmax(Rows &r, float (&s)[N][4]) {
                 r.sum[half] += s[n][e];
             }
     }
+}
+
+static __device__ __forceinline__ void rows_shrink(Rows &r, const float (&shrink)[2]) {
+#pragma unroll
+    for (int n = 0; n < HEAD_SIZE / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) r.out[n][e] *= shrink[e / 2];
 }
 
 /* The warp's 16 rows of out, to `to`. */

@@ -1,7 +1,7 @@
 /* The ladder: fused attention, forward, from a loop to the shipped kernel, one idea a rung.
  *
  *   make ladder && ./ladder               checks and times every rung on this GPU
- *   make emu ladder && build/emu/bin/ladder --heads 1 --tokens 128 --repeats 1      on the CPU
+ *   make emu ladder && build/emu/bin/ladder --heads 1 --tokens 384 --repeats 1      on the CPU
  *
  *   rung_naive.cu              a thread a query; scores never reach memory (online softmax)
  *   rung_tiles.cu              keys and values through shared memory, a tile for many queries
@@ -9,8 +9,9 @@
  *   rung_pipeline.cu           the next tile is copied while this one is computed: cp.async
  *   rung_wgmma_sm90.cu         Hopper: the copy engine, and products of a whole warpgroup
  *   rung_roles_sm90.cu         one warpgroup copies, two compute: rings of barriers, setmaxnreg
- *   kernels/cuda/flash_forward_sm90.cuh    softmax beside the products: what is shipped for Hopper;
- *   kernels/cuda/flash_forward_bf16.cuh    for all other GPUs
+ *   rung_overlap_sm90.cu       a warpgroup's softmax beside its own products
+ *   kernels/cuda/flash_forward_sm90.cuh    what is shipped for Hopper;
+ *   kernels/cuda/flash_forward_bf16.cuh    for all other GPUs, the fourth rung grown up
  *
  * Read them in this order, each beside the one before. To keep one idea in sight a rung does one
  * case: D 64, bf16, T a multiple of 128, no mask or a causal one. The shipped kernels take any.
@@ -44,7 +45,7 @@ typedef bool RungFn(Ctx *c, const RungArgs *a);
 #ifdef __cplusplus
 extern "C" {
 #endif
-RungFn rung_naive, rung_tiles, rung_tensor, rung_pipeline, rung_wgmma, rung_roles;
+RungFn rung_naive, rung_tiles, rung_tensor, rung_pipeline, rung_wgmma, rung_roles, rung_overlap;
 #ifdef __cplusplus
 }
 #endif

@@ -79,10 +79,11 @@ static __global__ void __launch_bounds__(THREADS)
             tile_load<KEYS, D, THREADS>(shared.v[1 - now], vals, first + KEYS);
         }
         cp_async_commit();
-        float s[KEYS / 8][4];
+        float s[KEYS / 8][4], shrink[2];
         scores(s, shared.q, warp_row, shared.k[now]);
         if (causal && first + KEYS > row) rows_hide(s, row, first);
-        rows_softmax(r, s);
+        rows_softmax(r, s, shrink);
+        rows_shrink(r, shrink);
         values(r, s, shared.v[now]);
     }
     rows_store(r, out + head + (int64_t)row * D);

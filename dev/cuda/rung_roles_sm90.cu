@@ -14,9 +14,7 @@
  *
  * What it costs: the clocks of rung 5 for 64 x 128: tensor cores 512, exponentials 512, other
  * instructions 320, shared memory 450. Two warpgroups that happen to alternate hide half of the
- * softmax; expect 330 to 400 TFLOP/s. The last rung, kernels/cuda/flash_forward_sm90.cuh, has three
- * of them and leaves that less to chance: a warpgroup issues the scores of its next tile before it
- * needs the sums of this one, and runs the softmax while both are under way. */
+ * softmax; expect 330 to 400 TFLOP/s. */
 #include "dev/cuda/ladder.cuh"
 #include "kernels/cuda/ptx_sm90.cuh"
 #include "kernels/cuda/tensor_map.cuh"
@@ -89,10 +87,11 @@ static __device__ void read(Shared &shared, const Params &p, int first_row, int 
     for (int tile = 0; tile < tiles; tile++) {
         const int stage = tile % STAGES, first = tile * KEYS;
         barrier_wait(&shared.full[stage], tile / STAGES % 2);
-        float s[KEYS / 8][4];
+        float s[KEYS / 8][4], shrink[2];
         scores(s, shared.q + 64 * group * D, shared.k[stage]);
         if (p.causal && first + KEYS > row) rows_hide(s, row, first);
-        rows_softmax(r, s);
+        rows_softmax(r, s, shrink);
+        rows_shrink(r, shrink);
         values(r, s, shared.v[stage]);
         if (threadIdx.x % WARP == 0) barrier_arrive(&shared.empty[stage]);
     }

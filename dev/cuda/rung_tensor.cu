@@ -80,10 +80,11 @@ static __global__ void __launch_bounds__(THREADS)
         load_rows(shared.k, k + head + (int64_t)first * D);
         load_rows(shared.v, v + head + (int64_t)first * D);
         __syncthreads();
-        float s[KEYS / 8][4];
+        float s[KEYS / 8][4], shrink[2];
         scores(s, shared.q + warp_row * PADDED, shared.k);
         if (causal && first + KEYS > row) rows_hide(s, row, first);
-        rows_softmax(r, s);
+        rows_softmax(r, s, shrink);
+        rows_shrink(r, shrink);
         values(r, s, shared.v);
     }
     rows_store(r, out + head + (int64_t)row * D);

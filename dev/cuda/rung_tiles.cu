@@ -7,9 +7,9 @@
  *
  * Second, eight scores are made before the maximum is asked: the sums shrink once for eight keys.
  *
- * What it costs, a warp's 32 pairs: 128 + 8 products and 32 loads, of which a multiprocessor's four
- * schedulers issue four a clock, but its shared memory serves one load a clock: 32 clocks for
- * either, 8.2 kflop. 256 flops a clock: 57 TFLOP/s is the most that FFMA can do; expect half. */
+ * What it costs, a warp's 32 pairs: 128 + 8 products, which a multiprocessor's four schedulers
+ * issue in 34 clocks, and 32 loads, which shared memory serves in 32, for 8.2 kflop. So it is bound
+ * by what the FMA units can do at all, 256 flops a clock, 57 TFLOP/s; expect half of it. */
 #include "dev/cuda/ladder.h"
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/flash_tile.cuh"

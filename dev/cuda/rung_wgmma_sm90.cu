@@ -79,10 +79,11 @@ static __global__ void __launch_bounds__(THREADS) wgmma_kernel(const __grid_cons
             copy_box(shared.v, &p.v, &shared.there, 0, first, head, 0);
         }
         barrier_wait(&shared.there, phase);
-        float s[KEYS / 8][4];
+        float s[KEYS / 8][4], shrink[2];
         scores(s, shared.q, shared.k);
         if (p.causal && first + KEYS > row) rows_hide(s, row, first);
-        rows_softmax(r, s);
+        rows_softmax(r, s, shrink);
+        rows_shrink(r, shrink);
         values(r, s, shared.v);
         __syncthreads(); /* nobody reads the tile any more */
     }
