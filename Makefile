@@ -51,7 +51,7 @@ endif
 # `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
 # The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
 EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
-EMU_TESTS := test_emu test_emu_sm90 test_emu_bugs test_ops test_event_ops test_attention test_documents test_optim test_checkpoint \
+EMU_TESTS := test_emu test_emu_sm90 test_emu_bugs test_emu_sm90_bugs test_ops test_event_ops test_attention test_documents test_optim test_checkpoint \
              test_cuda_errors test_train_wm_cuda test_train_icecube_cuda
 ifneq ($(EMU),)
 CXX      := g++

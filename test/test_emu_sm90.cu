@@ -191,6 +191,19 @@ static void test_product(void **) {
     CUDA(NULL, cudaFree(p.sum));
 }
 
+/* What the copy engine takes: multiples of 16 bytes, strides below 2^40 of them. */
+static void test_fits(void **) {
+    const char *at = (const char *)4096;
+    assert_true(tensor_map_fits(at, {64, 8, 8}));
+    assert_true(tensor_map_fits(at + 16, {(int64_t)1 << 38, 64, 64}));
+    assert_false(tensor_map_fits(at + 8, {64, 64, 64}));
+    assert_false(tensor_map_fits(at, {60, 64, 64}));
+    assert_false(tensor_map_fits(at, {64, 4, 64}));
+    assert_false(tensor_map_fits(at, {64, 64, 1}));
+    assert_false(tensor_map_fits(at, {64, 64, 0}));
+    assert_false(tensor_map_fits(at, {(int64_t)1 << 39, 64, 64}));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test((test_product<64, false, false, false>)),
@@ -199,6 +212,7 @@ int main(void) {
         cmocka_unit_test((test_product<128, true, false, false>)),
         cmocka_unit_test((test_product<64, false, true, true>)),
         cmocka_unit_test((test_product<128, false, false, true>)),
+        cmocka_unit_test(test_fits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

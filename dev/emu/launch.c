@@ -79,6 +79,11 @@ static int queue_pop(void) {
 
 /* ---- what is wrong where nobody can go on ---- */
 
+static bool same_place(EmuPlace a, EmuPlace b) {
+    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) &&
+           (a.op == b.op || !strcmp(a.op, b.op));
+}
+
 const char *emu_what_does(int thread, char *text, size_t size) {
     const Thread *t = &threads[thread];
     if (t->state == EXITED)
@@ -90,13 +95,31 @@ const char *emu_what_does(int thread, char *text, size_t size) {
     return text;
 }
 
+/* One line for neighbours that do the same: who waits for whom is often a circle. */
+static void list_threads(void) {
+    char text[256];
+    for (int first = 0, end; first < L.n; first = end) {
+        const Thread *t = &threads[first], *u;
+        end = first + 1;
+        while (end < L.n && (u = &threads[end])->state == t->state &&
+               (t->state == EXITED ||
+                (t->state == PARKED ? u->pc == t->pc : same_place(u->at, t->at))))
+            end++;
+        fprintf(stderr, "emu: thread %d .. %d %s\n", first, end - 1,
+                emu_what_does(first, text, sizeof text));
+    }
+}
+
 static void explain_stuck(void) {
     char other[256];
     for (int i = 0; i < L.n; i++) {
         const Thread *t = &threads[i];
         if (t->state != AT_WARP && t->state != PARKED) continue;
         emu_now.thread = i;
-        if (t->state == PARKED) t->stuck();
+        if (t->state == PARKED) {
+            list_threads();
+            t->stuck();
+        }
         for (int lane = 0; lane < EMU_LANES; lane++) {
             const int j = i / EMU_LANES * EMU_LANES + lane;
             if (!(t->mask >> lane & 1u)) continue;
@@ -109,8 +132,7 @@ static void explain_stuck(void) {
                          emu_what_does(j, other, sizeof other));
         }
     }
-    emu_fail("nobody can go on; others of the block wait at %s (%s:%d)", L.barrier.op,
-             L.barrier.file, L.barrier.line);
+    emu_fail("the emulator lost a thread");
 }
 
 /* Leaves the running thread, which waits or has ended, for the next that can go on. */
@@ -144,11 +166,6 @@ static void barrier_opens(void) {
     if (emu_clocks_on) emu_clocks_sync_block();
     for (int i = 0; i < L.n; i++)
         if (threads[i].state == AT_BARRIER) queue_push(i);
-}
-
-static bool same_place(EmuPlace a, EmuPlace b) {
-    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) &&
-           (a.op == b.op || !strcmp(a.op, b.op));
 }
 
 int emu_barrier(bool predicate, EmuPlace at) {

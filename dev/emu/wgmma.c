@@ -159,15 +159,23 @@ static float from_bf16(uint16_t half) {
  * `stride` and bits 4 .. 6 of the address are those xor bits 7 .. 9. */
 static void load_operand(uint64_t matrix, bool down, int n, float to[K][MAX_N], const Reader *r) {
     const size_t start = (matrix & 0x3fff) << 4, leading = (matrix >> 16 & 0x3fff) << 4,
-                 stride = (matrix >> 32 & 0x3fff) << 4;
+                 stride = (matrix >> 32 & 0x3fff) << 4, eight_rows = 1024;
+    const size_t last =
+        start / eight_rows * eight_rows +
+        (down ? (size_t)(n / 64 - 1) * leading + stride : (size_t)(n / 8 - 1) * stride);
     if (matrix >> 62 != 1 || matrix >> 49 & 7)
         emu_fail("%s (%s): operand %016llx has not the swizzle of 128 bytes", r->name,
                  emu_code_name(r->pc), (unsigned long long)matrix);
-    if (start % 1024 >= (down ? 16 : 128))
+    if (start % eight_rows >= (down ? 16 : 128) || start % 32)
         emu_fail("%s (%s): an operand begins at byte %zu of shared memory: %s", r->name,
                  emu_code_name(r->pc), start,
                  down ? "not the first column of row 0 or 8 of a panel's 16"
-                      : "not in a row that is a multiple of 8 of its panel");
+                      : "not in a row that is a multiple of 8 of its panel, and a column of 16");
+    if (last + eight_rows > emu_now.shared_bytes)
+        emu_fail(
+            "%s (%s): an operand has its last 8 rows at byte %zu of dynamic shared memory, which "
+            "has %zu",
+            r->name, emu_code_name(r->pc), last, emu_now.shared_bytes);
     for (int chunk = 0; chunk < n * K / 8; chunk++) {
         const int i = down ? chunk / K * 8 : chunk / 2, k = down ? chunk % K : chunk % 2 * 8;
         size_t at = start;
@@ -178,9 +186,6 @@ static void load_operand(uint64_t matrix, bool down, int n, float to[K][MAX_N], 
             at += (size_t)(i % 8 * 128) + (size_t)(i / 8) * stride + (size_t)(k * 2);
         at ^= at / 128 % 8 * 16;
         uint16_t x[8];
-        if (at + sizeof x > emu_now.shared_bytes)
-            emu_fail("%s (%s): an operand reads byte %zu of dynamic shared memory, which has %zu",
-                     r->name, emu_code_name(r->pc), at, emu_now.shared_bytes);
         emu_product_reads(emu_now.shared + at, sizeof x, r->clock, r->warpgroup, r->group, r->pc);
         memcpy(x, emu_now.shared + at, sizeof x);
         for (int e = 0; e < 8; e++) to[down ? k : k + e][down ? i + e : i] = from_bf16(x[e]);
@@ -287,9 +292,10 @@ void emu_wgmma_fence(float *d, int n) {
     Accumulators *acc = find_under_way(self, d);
     if (acc && acc->group >= own->ended) return; /* they stay with the products */
     if (acc) release(acc, self % EMU_WARPGROUP); /* nobody wanted them */
-    int i = 0;
-    while (i < LIVE && own->fenced[i].d != d) i++;
-    if (i == LIVE) i = own->turn++ % LIVE;
+    int i = 0, unused = own->turn % LIVE;
+    for (; i < LIVE && own->fenced[i].d != d; i++)
+        if (!own->fenced[i].d) unused = i;
+    if (i == LIVE) i = unused, own->turn++;
     own->fenced[i].d = d;
     own->fenced[i].n = n;
     memcpy(own->fenced[i].was, d, (size_t)n * 4 * sizeof *d);
