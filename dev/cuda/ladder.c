@@ -228,7 +228,8 @@ int main(int argc, char **argv) {
         {"tokens", OPT_INT, &o.tokens, "2048", TOKENS_STEP, 1 << 20, "queries and keys of a head",
          NULL},
         {"causal", OPT_FLAG, &o.causal, "off", 0, 0, "query i sees the keys 0 .. i", NULL},
-        {"rung", OPT_STRING, &o.rung, "all", 0, 0, "one rung by name, or all", NULL},
+        {"rung", OPT_STRING, &o.rung, "all", 0, 0, "one of them alone",
+         "all|naive|tiles|tensor|pipeline|portable|wgmma|roles|overlap|shipped"},
         {"repeats", OPT_INT, &o.repeats, "10", 1, MAX_REPEATS, "turns; medians count", NULL},
         {"json", OPT_STRING, &o.json, NULL, 0, 0, "file for the results", NULL},
     };
