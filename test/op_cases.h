@@ -449,6 +449,8 @@ static const Case cases[] = {
     {OP_NORMAL, call_normal, {NONE}, 1, 0},
     {OP_NORMAL, call_normal, {NONE}, 4099, 3},
     {OP_NORMAL, call_normal, {NONE}, 20000, 8},
+    /* a position with more heads than a block on CUDA takes at once */
+    {OP_QKV_ROPE, call_qkv_rope, {R(3, 2, 90), E(10), E(10), E(2, 10), E(2, 10)}, 3, 0},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

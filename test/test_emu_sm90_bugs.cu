@@ -33,7 +33,9 @@ enum Bug_ {
     CHANGED,
     CHANGED_UNDER_WAY,
     NO_COMMIT,
+    NO_COMMIT_NO_WAIT,
     NO_WGMMA_WAIT,
+    SOME_WAIT,
     OTHER_OPERANDS,
     MISSING_THREAD,
     NO_SWIZZLE,
@@ -117,9 +119,11 @@ static __device__ void multiply(Shared *s, float (&d)[8][4], int t) {
         wgmma<false, false>(d, a, matrix_along(s->b), bug == OTHER_OPERANDS && t == 3);
     if (bug == CHANGED_UNDER_WAY) d[1][2] = 0;
     wgmma<false, false>(d, matrix_along(s->a + 16), matrix_along(s->b + 16), true);
-    if (bug != NO_COMMIT) wgmma_commit();
+    if (bug != NO_COMMIT && bug != NO_COMMIT_NO_WAIT) wgmma_commit();
     if (bug == OPERAND_OVERWRITTEN) s->b[t] = from_float<bf16>(0);
-    if (bug != NO_WGMMA_WAIT) wgmma_wait<0>(d);
+    if (bug == SOME_WAIT && t >= 64) wgmma_wait<0>(d);
+    if (bug == SOME_WAIT) wgmma<false, false>(d, a, matrix_along(s->b), true);
+    if (bug != NO_WGMMA_WAIT && bug != NO_COMMIT_NO_WAIT) wgmma_wait<0>(d);
 }
 
 template <int bug>
@@ -293,6 +297,8 @@ static const Bug bugs[] = {
     {"changed after the fence", run<CHANGED>, "were changed after their wgmma_fence", ""},
     {"changed under way", run<CHANGED_UNDER_WAY>, "was changed while products", ""},
     {"no wgmma_commit", run<NO_COMMIT>, "without wgmma_commit", ""},
+    {"neither commit nor wait", run<NO_COMMIT_NO_WAIT>, "are under way: no wgmma_commit", ""},
+    {"some threads wait", run<SOME_WAIT>, "only some threads of the warpgroup have waited", ""},
     {"no wgmma_wait", run<NO_WGMMA_WAIT>, "are under way: no wgmma_wait", ""},
     {"other operands", run<OTHER_OPERANDS>, "threads 0 and 3 of the warpgroup come with other", ""},
     {"passes over a product", run<MISSING_THREAD>, "come with other operands", ""},

@@ -8,6 +8,7 @@
  * warp's operation waits for exactly the lanes of its mask. */
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "dev/emu/clock.h"
@@ -49,7 +50,8 @@ static struct {
     int n, n_begun, n_exited, n_at_barrier, n_true, result;
     EmuPlace barrier;
     int queue[EMU_MAX_THREADS], head, queued;
-    uint32_t phases; /* so many there were */
+    uint32_t phases;   /* so many there were */
+    uint64_t launches; /* likewise */
 } L;
 static Thread threads[EMU_MAX_THREADS];
 static Warp warps[EMU_MAX_THREADS / EMU_LANES];
@@ -415,9 +417,20 @@ static void check_limits(uint3 grid, uint3 block, size_t shared) {
                  emu_device()->shared_block, emu_device()->name);
 }
 
-void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
+/* Whether the environment wants this launch to fail. */
+static bool must_fail(void) {
+    const char *which = getenv("EMU_FAIL_LAUNCH");
+    L.launches++;
+    return which && strtoull(which, NULL, 10) == L.launches;
+}
+
+bool emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
                     void (*run)(const void *), const void *closure, size_t closure_bytes) {
     pthread_mutex_lock(&one_launch);
+    if (must_fail()) {
+        pthread_mutex_unlock(&one_launch);
+        return false;
+    }
     L.kernel = kernel;
     check_limits(grid, block, shared);
     L.grid = grid;
@@ -445,4 +458,5 @@ void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
     emu_shared_end();
     emu_device_close();
     pthread_mutex_unlock(&one_launch);
+    return true;
 }

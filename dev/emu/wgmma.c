@@ -88,12 +88,22 @@ static int registers_free(void) {
     return n * start - used;
 }
 
+typedef struct Wish {
+    int n;
+    const char *op;
+    const void *pc;
+} Wish;
+
 static void complete_registers(int group, const void *const *args) {
-    const int n = *(const int *)args[0], had = registers.each[group];
-    for (int t = 1; t < EMU_WARPGROUP; t++)
-        if (*(const int *)args[t] != n)
-            emu_fail("registers of a warpgroup: %d and %d", n, *(const int *)args[t]);
-    if (n < (had ? had : registers_at_start())) registers.each[group] = n;
+    const Wish *wish = args[0];
+    for (int t = 1; t < EMU_WARPGROUP; t++) {
+        const Wish *other = args[t];
+        if (other->n != wish->n)
+            emu_fail("%s (%s): to %d and, in thread %d of the warpgroup, %d registers", wish->op,
+                     emu_code_name(wish->pc), wish->n, t, other->n);
+    }
+    const int had = registers.each[group] ? registers.each[group] : registers_at_start();
+    if (wish->n < had) registers.each[group] = wish->n;
 }
 
 static void explain_registers(void) {
@@ -110,7 +120,8 @@ void emu_registers(int n, bool grow) {
     const int has = registers.each[group] ? registers.each[group] : registers_at_start();
     if (grow ? n < has : n > has)
         emu_fail("%s (%s): to %d registers from %d", op, emu_code_name(PC), n, has);
-    meet(op, &n, complete_registers, PC);
+    const Wish wish = {n, op, PC};
+    meet(op, &wish, complete_registers, PC);
     for (int t = 0; t < emu_block_threads() && !grow; t++)
         if (registers.waits[t]) emu_unpark(t), registers.waits[t] = false;
     while (grow && registers.each[group] < n) {

@@ -89,8 +89,8 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
                           A... args) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef LLMC_EMU
-    (void)c;
-    emu_launch(kernel, grid, block, shared, [=] { kernel(P(args)...); });
+    const auto body = [=] { kernel(P(args)...); };
+    CUDA(c, emu_launch(kernel, grid, block, shared, body));
 #else
     enum { WITHOUT_ASKING = 48 << 10 };
     if (shared > WITHOUT_ASKING)
