@@ -21,7 +21,7 @@ static bool needs_plan(const Mask *m) { return !m->lo && !m->offsets; }
 
 static int prepare(Ctx *c, const AttnArgs *a, Err *e) {
     const FlexProgram *p = a->mask->code;
-    if (!p) return 0; /* sdpa's kernels do it */
+    if (!p || c->dry) return 0; /* without code sdpa's kernels do it; and nothing is computed */
     if (needs_plan(a->mask) && !flex_kernel(c, p, flex_plan_source(), "flex_plan", e)) return -1;
     if (!flex_kernel(c, p, flash_source(c, a, false), "flex_forward", e)) return -1;
     if (a->dtype == DT_F32) return 0; /* one source has both passes */

@@ -1,6 +1,7 @@
 /* flex: a small language for attention masks and scores. An expression is parsed to a tree, typed,
- * differentiated by the score, and printed as C, which the system's compiler builds into the very
- * kernel source that sdpa is made from. The user's text itself never reaches a compiler.
+ * differentiated by the score, and printed as C, which the system's compiler (for CUDA: NVRTC)
+ * builds into the very kernel source that sdpa is made from. The user's text itself never reaches a
+ * compiler.
  *
  * The language: C expressions of two types, int (32 bits, wraps) and float.
  *   names      b, h, q, k (batch, head, position of query and key; int), score (float, in --score
