@@ -14,7 +14,7 @@ enum { T_MAX = 200, FRAME = 13 };
 
 static void mask_for(Mask *m, const char *mask, const char *score) {
     Err e;
-    if (mask_init(m, mask, score, T_MAX, FRAME, 2, 3, &e)) fail_msg("%s", e.text);
+    if (mask_init(m, mask, score, "", T_MAX, FRAME, 2, 3, &e)) fail_msg("%s", e.text);
 }
 
 static const Shape shapes[] = {{1, 1, 1, 1, 4},      {2, 3, 7, 7, 12},     {1, 3, 65, 65, 64},
@@ -128,7 +128,7 @@ static void documents_of_a_batch(void **state) {
         {.B = 1, .H = 8, .D = 16}, {.B = 1, .H = 1, .D = 128}, {.B = 1, .H = 3, .D = 12}};
     Mask m;
     Err e;
-    if (mask_init_documents(&m, "document", "", 8, &e)) fail_msg("%s", e.text);
+    if (mask_init_documents(&m, "document", "", "", 8, &e)) fail_msg("%s", e.text);
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         int32_t offsets[13] = {0};
         int n = 0;
@@ -332,7 +332,7 @@ static void documents_alone(void **state) {
     const Ctx cpu = {.dev = device_find("cpu", NULL)};
     Mask documents;
     Err e;
-    if (mask_init_documents(&documents, "doc[k] == doc[q]", "", 1, &e)) fail_msg("%s", e.text);
+    if (mask_init_documents(&documents, "doc[k] == doc[q]", "", "", 1, &e)) fail_msg("%s", e.text);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         Mask m;
         mask_for(&m, bad[i].mask, bad[i].score);

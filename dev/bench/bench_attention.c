@@ -277,9 +277,9 @@ static int bench(const Bench *o, Err *e) {
     snprintf(expression, sizeof expression, "q >= k || q / %d == k / %d", s.frame, s.frame);
     Mask named, written;
     Ctx c;
-    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, s.keys, s.frame, s.batch,
-                  s.heads, e) ||
-        mask_init(&written, o->mask ? o->mask : expression, o->score, s.keys, s.frame, s.batch,
+    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, "", s.keys, s.frame,
+                  s.batch, s.heads, e) ||
+        mask_init(&written, o->mask ? o->mask : expression, o->score, "", s.keys, s.frame, s.batch,
                   s.heads, e) ||
         bench_context(o, &c, e))
         return -1;
