@@ -52,11 +52,10 @@ enum { SHIFT_UNKNOWN = 1 << 30, SHIFT_MOST = 1 << 20 };
 
 /* By how much x grows where q and k both grow by 1, if that is the same everywhere. */
 static int shift(const FlexNode *x) {
-    const int n = flex_arity[x->op];
     int of[3] = {0, 0, 0}, sum = SHIFT_UNKNOWN;
-    if (x->op == FX_QUERY || x->op == FX_KEY) return 1;
     bool none = true;
-    for (int i = 0; i < n; i++) {
+    if (x->op == FX_QUERY || x->op == FX_KEY) return 1;
+    for (int i = 0; i < flex_arity[x->op]; i++) {
         of[i] = shift(x->arg[i]);
         none &= of[i] == 0;
         if (of[i] == SHIFT_UNKNOWN) return SHIFT_UNKNOWN;
@@ -65,6 +64,8 @@ static int shift(const FlexNode *x) {
     if (x->op == FX_ADD) sum = of[0] + of[1];
     if (x->op == FX_SUB) sum = of[0] - of[1];
     if (x->op == FX_NEG) sum = -of[0];
+    if (of[0] == of[1] && (x->op == FX_MIN || x->op == FX_MAX)) sum = of[0];
+    if (of[0] == of[1] && x->op >= FX_EQ && x->op <= FX_GE) sum = 0;
     return sum < -SHIFT_MOST || sum > SHIFT_MOST ? SHIFT_UNKNOWN : sum;
 }
 
