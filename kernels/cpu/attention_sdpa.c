@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/flash_tile.h"
 
-#include "kernels/cpu/flash_captures.h"
+#include "kernels/cpu/flash_score.h"
 
 #include "kernels/cpu/flash.h"
 

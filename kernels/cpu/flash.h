@@ -5,7 +5,7 @@
  * One text, two uses. Built with the program it is `sdpa`: masks by intervals. Built at run time,
  * after a prelude that defines FLEX_HAS_MASK, FLEX_HAS_SCORE, flex_mask, flex_score,
  * flex_score_grad and FlexEnv from the user's expressions, it is `flex`. What those learn:
- * flash_captures.h, before this text.
+ * flash_score.h, before this text.
  *
  * The score matrix is cut into tiles. For each, the mask knows: hidden (skipped), full, or partial;
  * only a partial tile asks the mask cell by cell. Scores are kept in units of log 2: the factor
@@ -27,9 +27,6 @@
 #ifndef FLEX_HAS_MASK
 #define FLEX_HAS_MASK 0
 #endif
-#ifndef FLEX_HAS_SCORE
-#define FLEX_HAS_SCORE 0
-#endif
 #ifndef FLEX_BY_DOCUMENT /* sdpa: there may be documents */
 #define FLEX_BY_DOCUMENT 1
 #define FLEX_HAS_REST 0
@@ -37,7 +34,7 @@
 
 #include <omp.h>
 
-static const float LOG2E = 1.44269504f, LN2 = 0.693147181f, SLACK = 8;
+static const float SLACK = 8;
 
 enum { FLASH_ALIGN = 64, FLASH_GROUP_BYTES = 32 << 20 };
 
@@ -258,8 +255,7 @@ typedef struct Scores {
 /* Row i of a tile, after the product: the score expression, then the mask, then what lies beyond
  * the last key. */
 static void finish_row(const FlashArgs *a, const Tile *t, int i, const Scores *x) {
-    float *restrict s = x->s + i * FLASH_LD, *restrict slope =
-                                                 x->slope ? x->slope + i * FLASH_LD : 0;
+    float *s = x->s + i * FLASH_LD;
     const int q = a->offset + t->row + i;
 #if FLEX_HAS_SCORE || FLEX_HAS_MASK
     const FlexEnv *env = a->env;
@@ -267,12 +263,8 @@ static void finish_row(const FlashArgs *a, const Tile *t, int i, const Scores *x
 #endif
 #if FLEX_HAS_SCORE
     if (FLEX_CAPTURES && x->raw) memcpy(x->raw + i * FLASH_LD, s, sizeof(float) * FLASH_COLS);
-    if (slope)
-        for (int j = t->begin; j < t->cols; j++)
-            slope[j] = flex_score_grad(s[j], b, h, q, col + j, env);
-    for (int j = t->begin; j < t->cols; j++) s[j] = LOG2E * flex_score(s[j], b, h, q, col + j, env);
-#else
-    (void)slope;
+    score_row(env, b, h, q, col + t->begin, t->cols - t->begin, s + t->begin,
+              x->slope ? x->slope + i * FLASH_LD + t->begin : 0);
 #endif
     if (t->kind == FLASH_PARTIAL) {
 #if FLEX_HAS_MASK

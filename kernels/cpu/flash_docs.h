@@ -207,7 +207,7 @@ FLASH_INLINE void few_scores(const FlashArgs *a, const Few *f, float *slope, con
     few_products(a, f, f->p, a->scale * (FLEX_HAS_SCORE ? 1.0f : LOG2E), a->q, a->qs, a->k, a->ks,
                  D);
     for (int j = 0; j < f->n; j++) {
-        float *restrict s = f->p + j * f->ld;
+        float *s = f->p + j * f->ld;
         const int key = f->first + j;
         if (FLEX_CAPTURES && slope) memcpy(f->raw + j * f->ld, s, sizeof(float) * (size_t)f->ld);
         (void)s, (void)key, (void)slope;

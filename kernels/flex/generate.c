@@ -69,10 +69,11 @@ static void print_index(Printer *w, const FlexNode *n) {
     fputs("]", w->out);
 }
 
+/* Not by flex_clamp: with a constant length GCC widens its result, and then gathers nothing. */
 static void print_load(Printer *w, const FlexNode *n) {
-    fprintf(w->out, "env->learned[%d + flex_clamp(", n->value.i);
+    fprintf(w->out, "env->learned[%d + flex_imin(flex_imax(", n->value.i);
     print_node(w, n->arg[0]);
-    fprintf(w->out, ", %d)]", n->arg[1]->value.i);
+    fprintf(w->out, ", 0), %d)]", n->arg[1]->value.i - 1);
 }
 
 static void print_infix(Printer *w, const FlexNode *n, const char *sign,

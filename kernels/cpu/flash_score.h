@@ -1,18 +1,24 @@
-/* What score expressions learn: the way from y = p (dp - delta) = d loss / d score' of a tile to
+/* What a score expression does to a row, and what it learns: the way from y = p (dp - delta) =
+ * d loss / d score' of a tile to
  *
  *   d loss / d learned[i] = the sum of y d score' / d learned[i] over all b, h, q, k that read it.
  *
  * A task adds to sums of its own, FLEX_LEARNED floats; the tasks' are then added in their order, so
  * neither threads nor chance change a bit. The captures' functions and kinds come with the prelude
  * (kernels/flex/flex.h). */
-#if !defined(KERNELS_CPU_FLASH_CAPTURES_H) && !defined(FLASH_TEXT_ONLY)
-#define KERNELS_CPU_FLASH_CAPTURES_H
+#if !defined(KERNELS_CPU_FLASH_SCORE_H) && !defined(FLASH_TEXT_ONLY)
+#define KERNELS_CPU_FLASH_SCORE_H
 
+#ifndef FLEX_HAS_SCORE
+#define FLEX_HAS_SCORE 0
+#endif
 #ifndef FLEX_CAPTURES /* sdpa */
 #define FLEX_CAPTURES 0
 #define FLEX_LEARNED 0
 #define FLEX_EACH_CAPTURE(X)
 #endif
+
+static const float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
 /* Rows of the tile's scratch are a little longer than the tile, so that a column of it does not
  * fall into few sets of the cache. */
@@ -24,6 +30,17 @@ typedef struct Captured {
     int b, h, q, k, rows, cols;
     const float *score, *y; /* (rows, FLASH_LD): before the expression; d loss / d score' */
 } Captured;
+
+#if FLEX_HAS_SCORE
+/* s becomes the scores in units of log 2, slope (NULL: not wanted) d score' / d score. restrict:
+ * the arrays that expressions read are not these rows. */
+static inline void score_row(const FlexEnv *env, int b, int h, int q, int k, int n,
+                             float *restrict s, float *restrict slope) {
+    if (slope)
+        for (int j = 0; j < n; j++) slope[j] = flex_score_grad(s[j], b, h, q, k + j, env);
+    for (int j = 0; j < n; j++) s[j] = LOG2E * flex_score(s[j], b, h, q, k + j, env);
+}
+#endif
 
 #if FLEX_CAPTURES
 
