@@ -12,9 +12,11 @@
 
 static const char *only_device; /* argv[1] */
 
-/* Ends the program where the device that is named does not run here: nothing would be tested. */
+/* argv[1]: the device, argv[2]: which of the tests, as a pattern with *. Ends the program where the
+ * device that is named does not run here: nothing would be tested. */
 static inline void device_choose(int argc, char **argv) {
     if (argc < 2) return;
+    if (argc > 2) cmocka_set_test_filter(argv[2]);
     Err e;
     const Device *d = device_find(argv[1], &e);
     if (d) only_device = d->name;

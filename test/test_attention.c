@@ -118,6 +118,20 @@ static void many_heads(void **state) {
     mask_free(&m);
 }
 
+/* Heads of 96 and of 128 numbers: what sdpa on CUDA makes of them in bf16 depends on the shared
+ * memory of a block, so this runs on more than one emulated device (dev/test). */
+static void wide_heads(void **state) {
+    (void)state;
+    static const char *const masks[] = {"full", "frame-causal", "document:50"};
+    static const Shape wide[] = {{1, 2, 70, 140, 96}, {1, 3, 140, 140, 90}, {1, 2, 140, 140, 128}};
+    for (int i = 0; i < 3; i++) {
+        Mask m;
+        mask_for(&m, masks[i], "");
+        for (int j = 0; j < 3; j++) try_everywhere(&m, wide[j], 0.1f);
+        mask_free(&m);
+    }
+}
+
 /* Documents that come with the batch: one mask, other documents each time. */
 static void documents_of_a_batch(void **state) {
     (void)state;
@@ -403,6 +417,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_backend_is_right),
         cmocka_unit_test(many_heads),
+        cmocka_unit_test(wide_heads),
         cmocka_unit_test(documents_of_a_batch),
         cmocka_unit_test(peaked_rows),
         cmocka_unit_test(unwanted_gradients),

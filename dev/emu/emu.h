@@ -40,7 +40,7 @@ typedef struct uint3 {
 enum {
     EMU_LANES = 32,
     EMU_MAX_THREADS = 1024,
-    EMU_MAX_SHARED = 227 << 10 /* bytes of dynamic shared memory of one block */
+    EMU_MAX_SHARED = 227 << 10 /* bytes of dynamic shared memory of one block, on any device */
 };
 
 /* A thread keeps these for its life, so calls may be folded into one. */

@@ -359,8 +359,9 @@ static void check_limits(uint3 grid, uint3 block, size_t shared) {
     if (!grid.x || !grid.y || !grid.z || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
         emu_fail("a grid of (%u, %u, %u) blocks; at most (2^31 - 1, 65535, 65535), and not empty",
                  grid.x, grid.y, grid.z);
-    if (shared > EMU_MAX_SHARED)
-        emu_fail("%zu bytes of dynamic shared memory; at most %d", shared, EMU_MAX_SHARED);
+    if (shared > (size_t)emu_device()->shared_block)
+        emu_fail("%zu bytes of dynamic shared memory; at most %d on %s", shared,
+                 emu_device()->shared_block, emu_device()->name);
 }
 
 void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,

@@ -26,6 +26,13 @@ bool emu_ordered(int thread, uint16_t stamp, bool all);
 /* "file:line" of code, or "?"; in static memory, four at a time. */
 const char *emu_code_name(const void *pc);
 
+/* The GPU that is emulated, and the shared memory of its multiprocessors and of a block at most. */
+typedef struct EmuDevice {
+    const char *name;
+    int major, minor, shared_sm, shared_block;
+} EmuDevice;
+const EmuDevice *emu_device(void);
+
 /* Name of a function by its address, as above; the kernel that runs. */
 const char *emu_function_name(const void *function);
 const void *emu_kernel(void);

@@ -1,8 +1,11 @@
-/* CUDA's runtime for the emulator: a device of sm_90 with 8 GiB. What a real runtime might or might
- * not notice, pointers that are no device memory or too short, ends the process with a sentence.
+/* CUDA's runtime for the emulator: a device with 8 GiB, by default of sm_90 (EMU_DEVICE). What a
+ * real runtime might or might not notice, pointers that are no device memory or too short, ends the
+ * process with a sentence.
  * Kernels have run when their launch returns; what the host may see of that, and when, is in
  * stream.c. */
 #include <cuda_runtime.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "dev/emu/parts.h"
 #include "dev/emu/stream.h"
@@ -60,6 +63,17 @@ cudaError_t cudaGetLastError(void) {
 
 /* ---- the device ---- */
 
+const EmuDevice *emu_device(void) {
+    static const EmuDevice devices[] = {{"sm_90", 9, 0, 228 << 10, EMU_MAX_SHARED},
+                                        {"sm_86", 8, 6, 100 << 10, 99 << 10},
+                                        {"sm_80", 8, 0, 164 << 10, 163 << 10}};
+    const char *name = getenv("EMU_DEVICE");
+    if (!name) return devices;
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+        if (!strcmp(name, devices[i].name)) return &devices[i];
+    emu_fail("EMU_DEVICE=%s: expected sm_80, sm_86 or sm_90", name);
+}
+
 cudaError_t cudaGetDeviceCount(int *count) {
     *count = 1;
     return cudaSuccess;
@@ -97,16 +111,16 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
             *value = MULTIPROCESSORS;
             return cudaSuccess;
         case cudaDevAttrComputeCapabilityMajor:
-            *value = 9;
+            *value = emu_device()->major;
             return cudaSuccess;
         case cudaDevAttrComputeCapabilityMinor:
-            *value = 0;
+            *value = emu_device()->minor;
             return cudaSuccess;
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-            *value = 228 << 10;
+            *value = emu_device()->shared_sm;
             return cudaSuccess;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-            *value = EMU_MAX_SHARED;
+            *value = emu_device()->shared_block;
             return cudaSuccess;
     }
     return emu_status(cudaErrorInvalidValue);
@@ -119,19 +133,20 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     *properties = (cudaDeviceProp){.name = "emulated device",
                                    .totalGlobalMem = total,
                                    .sharedMemPerBlock = 48 << 10,
-                                   .sharedMemPerBlockOptin = EMU_MAX_SHARED,
-                                   .sharedMemPerMultiprocessor = 228 << 10,
+                                   .sharedMemPerBlockOptin = (size_t)emu_device()->shared_block,
+                                   .sharedMemPerMultiprocessor = (size_t)emu_device()->shared_sm,
                                    .warpSize = EMU_LANES,
                                    .maxThreadsPerBlock = EMU_MAX_THREADS,
                                    .multiProcessorCount = MULTIPROCESSORS,
-                                   .major = 9,
+                                   .major = emu_device()->major,
+                                   .minor = emu_device()->minor,
                                    .l2CacheSize = 50 << 20};
     return cudaSuccess;
 }
 
 cudaError_t cudaFuncSetAttribute(const void *function, cudaFuncAttribute attribute, int value) {
-    const bool fits =
-        attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value <= EMU_MAX_SHARED;
+    const bool fits = attribute != cudaFuncAttributeMaxDynamicSharedMemorySize ||
+                      value <= emu_device()->shared_block;
     return emu_status(function && fits ? cudaSuccess : cudaErrorInvalidValue);
 }
 

@@ -3,6 +3,7 @@
 #ifndef KERNELS_CUDA_ACTIVATION_CUH
 #define KERNELS_CUDA_ACTIVATION_CUH
 
+#include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 struct Silu {

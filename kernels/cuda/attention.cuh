@@ -21,14 +21,13 @@ void cuda_masks_free(struct CudaMasks *masks);
  * smallest lo to the largest hi of its rows; a tile of 64 keys that every row of a warp sees whole
  * needs no test. Documents of a few rows therefore cost one or two tiles a tile of queries, all in
  * one launch. Head sizes: 1 .. 128, padded in shared memory to the next of 16, 32, 64 or 128
- * (float32) or of 32, 64, 96 (forward alone) or 128 (bf16). Strides are any; 16-byte loads where
- * addresses and strides allow them.
+ * (float32) or of 32, 64, 96 or 128 (bf16). Strides are any; 16-byte loads where addresses and
+ * strides allow them.
  *
  * delta (B, H, Tq) float32 = rowsum(dout out), the first pass of backward, into the workspace. */
 void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_bf16.cu */
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_bf16.cu */
-size_t flash_workspace_bf16(const AttnArgs *a, bool backward);
-int flash_shared_bf16(int D); /* bytes of shared memory that a block of either asks for at most */
+size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool backward);
 void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_f32.cu */
 void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m);
 size_t flash_workspace_f32(const AttnArgs *a, bool backward);

@@ -8,13 +8,19 @@ static size_t take(size_t *end, size_t bytes) {
     return at;
 }
 
+static void cut_tile(Cut *c, int D, int max_shared) {
+    const bool fits_96 = (int)sizeof(BackwardShared<96, 64>) <= max_shared;
+    const bool fits_128 = (int)sizeof(BackwardShared<128, 32>) <= max_shared;
+    c->d_pad = D <= 32 ? 32 : D <= 64 ? 64 : D <= 96 && fits_96 ? 96 : 128;
+    c->tile = c->d_pad <= 96 ? 64 : fits_128 ? 32 : 16;
+}
+
 /* More than one chunk a head where there are few heads. A query of a document sees no key outside
  * of it, so a chunk's sums are those of its rows and of a longest document on either side. */
-static Cut cut_make(const AttnArgs *a) {
+static Cut cut_make(const AttnArgs *a, int max_shared) {
     Cut c;
+    cut_tile(&c, a->D, max_shared);
     c.heads = a->B * a->H;
-    c.d_pad = a->D <= 32 ? 32 : a->D <= 64 ? 64 : 128;
-    c.tile = c.d_pad <= 64 ? TILE : TILE / 2;
     c.n_q = (int)div_up(a->Tq, c.tile);
     c.n_k = (int)div_up(a->Tk, KEYS);
     c.q_pad = c.n_q * c.tile;
@@ -39,13 +45,8 @@ static Cut cut_make(const AttnArgs *a) {
     return c;
 }
 
-size_t flash_workspace_bf16(const AttnArgs *a, bool backward) {
-    return backward ? cut_make(a).total : 0;
-}
-
-int flash_shared_bf16(int D) {
-    return (int)(D <= 64 ? sizeof(BackwardShared<64, TILE>)
-                         : sizeof(BackwardShared<128, TILE / 2>));
+size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool backward) {
+    return backward ? cut_make(a, cuda_of(c)->max_shared).total : 0;
 }
 
 template <int D, int ROWS>
@@ -58,7 +59,7 @@ static void backward_start(Ctx *c, const Backward &p) {
 }
 
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
-    const Cut cut = cut_make(a);
+    const Cut cut = cut_make(a, cuda_of(c)->max_shared);
     char *work = (char *)a->workspace;
     const Backward p = {flash_view(a->q, a->qs, a->D),
                         flash_view(a->k, a->ks, a->D),
@@ -87,9 +88,13 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
     launch(c, limits_kernel, grid_for((int64_t)cut.n_q * WARP), dim3(BLOCK), 0, p);
     launch(c, rows_kernel, grid_for((int64_t)cut.heads * cut.q_pad * 8), dim3(BLOCK), 0, p);
     if (cut.d_pad == 32)
-        backward_start<32, TILE>(c, p);
+        backward_start<32, 64>(c, p);
     else if (cut.d_pad == 64)
-        backward_start<64, TILE>(c, p);
+        backward_start<64, 64>(c, p);
+    else if (cut.d_pad == 96)
+        backward_start<96, 64>(c, p);
+    else if (cut.tile == 32)
+        backward_start<128, 32>(c, p);
     else
-        backward_start<128, TILE / 2>(c, p);
+        backward_start<128, 16>(c, p);
 }

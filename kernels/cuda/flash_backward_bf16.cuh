@@ -17,13 +17,19 @@
  * D 64, one tile (64 queries x 128 keys), 5.2 MFLOP, in clocks of a multiprocessor:
  *   tensor cores   1840  1280 products of 16 x 8 x 16 at 2.85 kFLOP, mma.sync's best on Hopper
  *   shared memory  3100  88 fragments of 512 bytes a warp (16 each for s, dp, dv and dk, 24 for
- * dq), 16 KiB each of ds and by cp.async, at 128 bytes exponentials    510  8192 at 16 instructions
- * 1600  about 800 a warp, 4 at a time so shared memory limits, at 380 TFLOP/s. Global memory: 16
- * KiB of q and dout and 32 KiB of sums a tile, 2.4 TB/s at 260 TFLOP/s, half of an H200's. 82 KiB
- * of shared memory, and one block of 8 warps with up to 255 registers on a multiprocessor. D 128
- * takes 32 queries a tile, so that the sums fit into registers: 105 KiB.
+ *                        dq), 16 KiB each of ds and by cp.async, at 128 bytes
+ *   exponentials    510  8192 at 16
+ *   instructions   1600  about 800 a warp, 4 at a time
+ * so shared memory limits, at 380 TFLOP/s. Global memory: 16 KiB of q and dout and 32 KiB of sums a
+ * tile, 2.4 TB/s at 260 TFLOP/s, half of an H200's. One block of 8 warps with up to 255 registers
+ * on a multiprocessor.
  *
- * B batch, H heads, T tokens, D head size, padded to 32, 64 or 128. */
+ * Queries of a tile, as registers (the sums) and shared memory allow: 64, in 82 KiB for D 64 and
+ * 114 for D 96; 32 for D 128, in 105. Where a block has less (99 KiB on sm_86 and sm_89), D 96 is
+ * padded to 128 too, and a tile has 16, in 89 KiB: 1.17 times the fragments, for tensor cores that
+ * are slower by more.
+ *
+ * B batch, H heads, T tokens, D head size, padded to 32, 64, 96 or 128. */
 #ifndef KERNELS_CUDA_FLASH_BACKWARD_BF16_CUH
 #define KERNELS_CUDA_FLASH_BACKWARD_BF16_CUH
 
@@ -32,9 +38,7 @@
 enum {
     KEYS = 128,    /* of a tile: 16 a warp */
     THREADS = 256, /* of a block */
-    TILE = 64,     /* queries of a tile, D <= 64; limits and sums are kept by it */
-    BLOCKS =
-        330, /* as many at least, where there are tiles: the bits do not depend on the device */
+    BLOCKS = 330, /* as many at least, where there are tiles; not by the device: nor are the bits */
     MAX_SUMS = 1 << 29 /* bytes of sums beyond which more chunks are not made */
 };
 
@@ -47,7 +51,7 @@ typedef struct RowSums {
 /* How the work is cut, and where things lie in the workspace. */
 typedef struct Cut {
     int heads, tile;     /* B H; queries of a tile */
-    int d_pad;           /* 32, 64 or 128 */
+    int d_pad;           /* 32, 64, 96 or 128 */
     int n_q, n_k, q_pad; /* tiles of queries and of keys; rows of n_q tiles */
     int chunk, chunks;   /* tiles of keys of a chunk; chunks of a head */
     int width;           /* tiles of queries that a chunk sees at most */
@@ -121,18 +125,19 @@ static __global__ void rows_kernel(Backward p) {
 
 template <int D, int ROWS>
 struct BackwardShared {
+    static constexpr int DS = ROWS < 32 ? 32 : ROWS; /* a tile has 32 columns at least */
     bf16 k[KEYS * D], v[KEYS * D];
     bf16 q[2][ROWS * D], dout[2][ROWS * D];
-    bf16 ds[KEYS * ROWS]; /* ds' */
+    bf16 ds[KEYS * DS]; /* ds' */
     RowSums rows[2][ROWS];
     Interval intervals[2][ROWS];
 };
 
-/* A warp's 16 keys and values as A operands, those of wide heads' values excepted (V_HELD), for
- * which there are no registers left; and their gradients. Lane 4 g + t has keys g and g + 8. */
+/* A warp's 16 keys and values as A operands, where there are registers for them (HELD), and their
+ * gradients. Lane 4 g + t has keys g and g + 8. */
 template <int D>
 struct Keys {
-    static constexpr bool V_HELD = D <= 64;
+    static constexpr bool K_HELD = D != 96, V_HELD = D <= 64;
     uint32_t k[D / 16][4], v[D / 16][4];
     float dk[D / 8][4], dv[D / 8][4];
 };
@@ -239,12 +244,12 @@ static __device__ __forceinline__ void keys_tile(BackwardShared<D, ROWS> &shared
                                                  float scale) {
     const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4;
     float s[ROWS / 8][4], dp[ROWS / 8][4];
-    scores<D, ROWS, true>(s, w.k, shared.k, warp_key, shared.q[stage]);
+    scores<D, ROWS, Keys<D>::K_HELD>(s, w.k, shared.k, warp_key, shared.q[stage]);
     scores<D, ROWS, Keys<D>::V_HELD>(dp, w.v, shared.v, warp_key, shared.dout[stage]);
     if (!limits_full(l, key, key + 16)) hide<ROWS>(s, shared.intervals[stage], key + g);
     cells<ROWS>(s, dp, shared.rows[stage], scale);
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
-    tile_put<ROWS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
+    tile_put<shared.DS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
     add_queries<D, ROWS>(w.dk, dp, shared.q[stage]);
 }
 
@@ -259,7 +264,7 @@ template <int D, int ROWS, int N>
 static __device__ __forceinline__ void add_keys(float dq[N][4], bf16 *ds, bf16 *k, int key, int row,
                                                 int col) {
     uint32_t a[4];
-    load_a_trans<ROWS>(a, ds, key, row);
+    load_a_trans<BackwardShared<D, ROWS>::DS>(a, ds, key, row);
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
         uint32_t b[4];
@@ -328,7 +333,7 @@ static __device__ __forceinline__ void keys_load(const Backward &p, BackwardShar
     __syncthreads();
 #pragma unroll
     for (int d = 0; d < D / 16; d++) {
-        load_a<D>(w.k[d], shared.k, warp_key, 16 * d);
+        if (w.K_HELD) load_a<D>(w.k[d], shared.k, warp_key, 16 * d);
         if (w.V_HELD) load_a<D>(w.v[d], shared.v, warp_key, 16 * d);
     }
 }
