@@ -5,8 +5,8 @@
 
 #define FLASH_TEXT_ONLY
 #include "kernels/cpu/flash.h"
-#include "kernels/cpu/flash_score.h"
 #include "kernels/cpu/flash_docs.h"
+#include "kernels/cpu/flash_score.h"
 #include "kernels/cpu/flash_tile.h"
 #include "kernels/cpu/flash_vec.h"
 
