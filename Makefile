@@ -5,6 +5,7 @@
 # make test-emu      the tests of the CUDA half, on the CPU (dev/emu);   make emu train_wm: a program so
 # make check         formatting, budgets and include rules;   make format: formats
 # make bench         benchmarks;   make bench-peer PYTHON=...: PyTorch beside them, in turns
+# make ladder        the attention kernel step by step (dev/cuda): ./ladder checks and times each rung on a GPU
 # make gpu-check     everything that needs a GPU, in eight minutes;   make cuda-report: registers, spills, instructions
 #
 # Every source in llmc_like, kernels, models and data is found by its place. The sources of kernels/cpu are built once
@@ -92,6 +93,7 @@ LIB      := $(BUILD)/libllmc_like.a
 PROGRAMS := $(patsubst %.c,$(BIN)/%,$(wildcard train_*.c))
 FIXTURES := $(patsubst test/fixtures_%.c,$(BIN)/test_%,$(wildcard test/fixtures_*.c))
 BENCHES  := $(patsubst dev/bench/%.c,$(BIN)/%,$(wildcard dev/bench/bench_*.c))
+LADDER   := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard dev/cuda/*.cu)) $(BUILD)/dev/cuda/ladder.o
 TESTS    := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 ifneq ($(EMU),)
 TESTS    := $(EMU_TESTS:%=$(BUILD)/test/%)
@@ -152,13 +154,20 @@ $(FIXTURES): $(BIN)/test_%: $(BUILD)/test/fixtures_%.o $(LIB)
 $(BENCHES): $(BIN)/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
-$(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o
+$(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o $(BUILD)/dev/bench/attention_wm_layer.o
+ifneq ($(EMU)$(NVCC),)
+$(BIN)/ladder: $(LADDER) $(LIB)
+	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+else
+ladder:
+	@echo 'make ladder: this needs nvcc (NVCC=PATH names one), or make emu ladder' && false
+endif
 $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -lcmocka -o $@
 
 ifneq ($(BIN),.)
-.PHONY: $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
-$(foreach p,$(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES)),$(eval $(p): $(BIN)/$(p)))
+.PHONY: ladder $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
+$(foreach p,ladder $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES)),$(eval $(p): $(BIN)/$(p)))
 endif
 
 deps:
@@ -168,8 +177,10 @@ deps:
 test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
 
-test-emu: $(TESTS) $(FIXTURES) $(PROGRAMS)
+test-emu: $(TESTS) $(FIXTURES) $(PROGRAMS) $(BIN)/ladder
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN) cuda
+	@$(BIN)/ladder --heads 1 --tokens 384 --repeats 1
+	@$(BIN)/ladder --heads 1 --tokens 384 --repeats 1 --causal
 
 test-emu-self: $(TESTS)
 	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(PLANT)
@@ -209,6 +220,6 @@ cuda-report:
 	@NVCC='$(NVCC)' dev/cuda_report
 
 clean:
-	rm -rf build $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
+	rm -rf build ladder $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

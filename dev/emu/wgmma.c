@@ -18,7 +18,7 @@
 #define VECTORS
 #endif
 
-enum { M = 64, K = 16, MAX_N = 128, MAX_EACH = MAX_N / 8 * 4, LIVE = 8, POISON = 0xff };
+enum { M = 64, K = 16, MAX_N = 192, MAX_EACH = MAX_N / 8 * 4, LIVE = 8, POISON = 0xff };
 
 /* ---- a warpgroup comes together ---- */
 
@@ -330,7 +330,7 @@ void emu_wgmma_wait(int pending, float *d, int n) {
 /* ---- a product ---- */
 
 static const char *product_name(const EmuProduct *p) {
-    return p->n == 8 ? "wgmma_64" : "wgmma_128";
+    return p->n == 8 ? "wgmma_64" : p->n == 16 ? "wgmma_128" : "wgmma_192";
 }
 
 static void check_same(const EmuProduct *const *p, int first, const void *pc) {

@@ -53,25 +53,35 @@ void flex_plan_add(Ctx *c, const AttnArgs *a, const CudaMask *m, CudaFlex *f);
 void flex_plans_free(struct FlexPlans *plans);
 FlexSource flex_plan_source(void);
 
-/* sdpa. Queries are taken in tiles of consecutive rows, and a tile visits the keys from the
- * smallest lo to the largest hi of its rows; a tile of 64 keys that every row of a warp sees whole
- * needs no test. Documents of a few rows therefore cost one or two tiles a tile of queries, all in
- * one launch. Head sizes: 1 .. 128, padded in shared memory to the next of 16, 32, 64 or 128
- * (float32) or of 32, 64, 96 or 128 (bf16). Strides are any; 16-byte loads where addresses and
- * strides allow them.
+/* The fused kernels of sdpa and flex: float32, bf16, and bf16 for Hopper. Queries are taken in
+ * tiles of consecutive rows, and a tile visits the keys from the smallest lo to the largest hi of
+ * its rows; a tile of keys that every row of a warp sees whole needs no test. Documents of a few
+ * rows therefore cost one or two tiles a tile of queries, all in one launch. Head sizes: 1 .. 128,
+ * padded in shared memory to the next of 16, 32, 64 or 128 (float32) or of 32, 64, 96 or 128
+ * (bf16). Strides are any; 16-byte loads where addresses and strides allow them. Hopper's: heads of
+ * 64 and 128 numbers, tensors that the copy engine takes (tensor_map.cuh).
  *
  * delta (B, H, Tq) float32 = rowsum(dout out), the first pass of backward, into the workspace.
  *
  * A mask with flex launches the same kernels as they are compiled behind its expressions: those of
  * the sources below. dense: documents are not told apart. */
-void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_bf16.cu */
-void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_bf16.cu */
-size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool backward);
+void flash_forward(Ctx *c, const AttnArgs *a, CudaMask m); /* flash.cu: the kernels that fit */
+void flash_backward(Ctx *c, const AttnArgs *a, CudaMask m);
+size_t flash_workspace(const Ctx *c, const AttnArgs *a, bool dense, bool backward);
+FlexSource flash_source(const Ctx *c, const AttnArgs *a, bool backward);
+
 void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_f32.cu */
 void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m);
 size_t flash_workspace_f32(const AttnArgs *a, bool backward);
+FlexSource flash_source_f32(const AttnArgs *a);
+
+void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_bf16.cu */
+void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_bf16.cu */
+size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool backward);
 FlexSource flash_source_forward_bf16(const AttnArgs *a);
 FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a);
-FlexSource flash_source_f32(const AttnArgs *a);
+
+void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_forward_sm90.cu */
+FlexSource flash_source_forward_sm90(const AttnArgs *a);
 
 #endif

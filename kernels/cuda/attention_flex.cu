@@ -11,6 +11,7 @@ enum { LARGEST_HEAD = 128 }; /* as sdpa's */
 static const char *supports(const Ctx *c, const AttnArgs *a) {
     (void)c;
     if (a->dtype != DT_F32 && a->dtype != DT_BF16) return "it computes in float32 and bf16 alone";
+    if (a->mask->n_learned) return "on CUDA its score expressions learn no arrays yet";
     if (a->D > LARGEST_HEAD) return "its heads have at most 128 numbers";
     if (a->dtype == DT_BF16 && !(a->scale > 0)) return "in bf16 its scale is more than 0";
     return NULL;
@@ -23,12 +24,10 @@ static int prepare(Ctx *c, const AttnArgs *a, Err *e) {
     const FlexProgram *p = a->mask->code;
     if (!p || c->dry) return 0; /* without code sdpa's kernels do it; and nothing is computed */
     if (needs_plan(a->mask) && !flex_kernel(c, p, flex_plan_source(), "flex_plan", e)) return -1;
-    if (a->dtype == DT_F32) /* one source for both passes */
-        return flex_kernel(c, p, flash_source_f32(a), "flex_forward", e) ? 0 : -1;
-    return flex_kernel(c, p, flash_source_forward_bf16(a), "flex_forward", e) &&
-                   flex_kernel(c, p, flash_source_backward_bf16(c, a), "flex_backward", e)
-               ? 0
-               : -1;
+    if (!flex_kernel(c, p, flash_source(c, a, false), "flex_forward", e)) return -1;
+    if (a->dtype == DT_F32) return 0; /* one source has both passes */
+    if (!flex_kernel(c, p, flash_source(c, a, true), "flex_backward", e)) return -1;
+    return 0;
 }
 
 /* The mask on the device; *f: what flex knows of it. */
@@ -48,22 +47,17 @@ static CudaMask mask_of(Ctx *c, const AttnArgs *a, bool dense, CudaFlex *f) {
 }
 
 static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
-    return a->dtype == DT_BF16 ? flash_workspace_bf16(c, a, false, backward)
-                               : flash_workspace_f32(a, backward);
+    return flash_workspace(c, a, false, backward);
 }
 
 static size_t workspace_dense(Ctx *c, const AttnArgs *a, bool backward) {
-    return a->dtype == DT_BF16 ? flash_workspace_bf16(c, a, true, backward)
-                               : flash_workspace_f32(a, backward);
+    return flash_workspace(c, a, true, backward);
 }
 
 static void run(Ctx *c, const AttnArgs *a, bool dense, bool backward) {
     CudaFlex f;
     const CudaMask m = mask_of(c, a, dense, &f);
-    if (backward)
-        (a->dtype == DT_BF16 ? flash_backward_bf16 : flash_backward_f32)(c, a, m);
-    else
-        (a->dtype == DT_BF16 ? flash_forward_bf16 : flash_forward_f32)(c, a, m);
+    (backward ? flash_backward : flash_forward)(c, a, m);
 }
 
 static void forward(Ctx *c, const AttnArgs *a) { run(c, a, false, false); }

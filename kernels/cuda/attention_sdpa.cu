@@ -15,18 +15,12 @@ static const char *supports(const Ctx *c, const AttnArgs *a) {
 }
 
 static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
-    return a->dtype == DT_BF16 ? flash_workspace_bf16(c, a, false, backward)
-                               : flash_workspace_f32(a, backward);
+    return flash_workspace(c, a, false, backward);
 }
 
-static void forward(Ctx *c, const AttnArgs *a) {
-    const CudaMask m = cuda_mask(c, a->mask, NULL);
-    (a->dtype == DT_BF16 ? flash_forward_bf16 : flash_forward_f32)(c, a, m);
-}
-
+static void forward(Ctx *c, const AttnArgs *a) { flash_forward(c, a, cuda_mask(c, a->mask, NULL)); }
 static void backward(Ctx *c, const AttnArgs *a) {
-    const CudaMask m = cuda_mask(c, a->mask, NULL);
-    (a->dtype == DT_BF16 ? flash_backward_bf16 : flash_backward_f32)(c, a, m);
+    flash_backward(c, a, cuda_mask(c, a->mask, NULL));
 }
 
 extern const AttnBackend attn_sdpa_cuda = {.name = NULL,

@@ -2,7 +2,8 @@
  * lies where:
  *
  *   device, table                 memory, the queue, time; the list of kernels
- *   gemm, linear, conv            products by cuBLASLt, and what is made of them
+ *   gemm, linear, conv            products by cuBLASLt, and what is made of them; conv_sm90: the
+ *                                 convolutions that Hopper makes itself
  *   rows                          rows picked by number; columns summed in a fixed order
  *   activation, elementwise       a number at a time; dropout, noise: with philox's random ones
  *   layernorm, rmsnorm, modulate  norms of rows, by norm.cuh; groupnorm: of images
@@ -13,7 +14,7 @@
  *                                 of the backends that have their scores in memory
  *   flex_*                        sdpa's kernels compiled at run time with expressions; plans
  *   device_code, ptx              what kernels are written with; instructions that C++ has no word
- *                                 for, ptx_sm90: Hopper's
+ *                                 for, ptx_sm90: Hopper's; tensor_map: its copy engine's maps
  *
  * The same sources are built twice: by nvcc for a GPU, and by the host's C++ compiler for the
  * emulator (dev/emu), which finds races, reads past ends and misused instructions on machines
@@ -61,9 +62,10 @@ typedef struct Cuda {
     double *fetched;         /* pinned: Ctx.fetched */
     cudaEvent_t mark[8];     /* a ring */
     uint64_t n_marks;
-    int n_sm;       /* multiprocessors */
-    int max_shared; /* bytes of dynamic shared memory that a block may ask for */
-    int arch;       /* 80, 90, ... */
+    unsigned *drawn; /* on the device, 0 between kernels: items of work that blocks drew */
+    int n_sm;        /* multiprocessors */
+    int max_shared;  /* bytes of dynamic shared memory that a block may ask for */
+    int arch;        /* 80, 90, ... */
 } Cuda;
 
 static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }
