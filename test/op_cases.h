@@ -125,12 +125,12 @@ static const Mask masks[2] = {{.text = "causal", .T = MASK_T, .lo = mask_lo[0], 
 
 static void call_attention(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     c->attn = attn_find("sdpa");
-    out[0] = op_attention(c, in[0], in[1], in[2], &masks[k->a], 0.5f); /* a: mask */
+    out[0] = op_attention(c, in[0], in[1], in[2], &masks[k->a], NULL, 0.5f); /* a: mask */
 }
 
 static void call_attention_packed(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     c->attn = attn_find("sdpa");
-    out[0] = op_attention_packed(c, in[0], k->b, &masks[k->a], 0.5f); /* a: mask, b: heads */
+    out[0] = op_attention_packed(c, in[0], k->b, &masks[k->a], NULL, 0.5f); /* a: mask, b: heads */
 }
 
 static void call_gate_add(Ctx *c, const Case *k, Tensor **in, Tensor **out) {

@@ -19,7 +19,7 @@ static void keep_code(Mask *m) {
 
 static void mask_for(Mask *m, const char *mask, const char *score) {
     Err e;
-    if (mask_init(m, mask, score, T_MAX, FRAME, 2, 3, &e)) fail_msg("%s", e.text);
+    if (mask_init(m, mask, score, "", T_MAX, FRAME, 2, 3, &e)) fail_msg("%s", e.text);
     keep_code(m);
 }
 
@@ -174,7 +174,8 @@ static void several_tiles(void **state) {
     for (size_t i = 0; i < sizeof tiled / sizeof *tiled; i++) {
         Mask m;
         Err e;
-        if (mask_init(&m, tiled[i].mask, tiled[i].score, 390, 65, 2, 6, &e)) fail_msg("%s", e.text);
+        if (mask_init(&m, tiled[i].mask, tiled[i].score, "", 390, 65, 2, 6, &e))
+            fail_msg("%s", e.text);
         keep_code(&m);
         try_dtype(DT_BF16, tiled[i].name, &m, tiled[i].shape, tiled[i].scale);
         mask_free(&m);
@@ -211,7 +212,7 @@ static void documents_of_a_batch(void **state) {
         {.B = 1, .H = 8, .D = 16}, {.B = 1, .H = 1, .D = 128}, {.B = 1, .H = 3, .D = 12}};
     Mask m;
     Err e;
-    if (mask_init_documents(&m, "document", "", 8, &e)) fail_msg("%s", e.text);
+    if (mask_init_documents(&m, "document", "", "", 8, &e)) fail_msg("%s", e.text);
     keep_code(&m);
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         int32_t offsets[13] = {0};
@@ -411,7 +412,7 @@ static void documents_alone(void **state) {
     const Ctx cpu = {.dev = device_find("cpu", NULL)};
     Mask documents;
     Err e;
-    if (mask_init_documents(&documents, "doc[k] == doc[q]", "", 1, &e)) fail_msg("%s", e.text);
+    if (mask_init_documents(&documents, "doc[k] == doc[q]", "", "", 1, &e)) fail_msg("%s", e.text);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         Mask m;
         mask_for(&m, bad[i].mask, bad[i].score);

@@ -66,7 +66,7 @@ enum { N_BACKENDS = 4 };
 
 static void set_mask(Mask *m, const char *mask, const char *score, void **state) {
     Err e;
-    if (mask_init_documents(m, mask, score, 8, &e)) fail_msg("%s", e.text);
+    if (mask_init_documents(m, mask, score, "", 8, &e)) fail_msg("%s", e.text);
     mask_set_build(m, *state, NULL);
 }
 
@@ -223,7 +223,7 @@ static void documents_by_name(void **state) {
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         Mask m;
         Err e;
-        if (mask_init(&m, masks[i], "", 400, 1, 2, 2, &e)) fail_msg("%s", e.text);
+        if (mask_init(&m, masks[i], "", "", 400, 1, 2, 2, &e)) fail_msg("%s", e.text);
         mask_set_build(&m, *state, NULL);
         for (size_t j = 0; j < sizeof shapes / sizeof *shapes; j++) {
             Call exact = call_make(shapes[j], DT_F64, &m, 0.25f),

@@ -32,7 +32,7 @@ static int count_entries(const char *folder, char *last) {
 
 static void mask_for(Mask *m, const char *mask, int S, const char *folder) {
     Err e;
-    if (mask_init(m, mask, "", T, S, 1, 2, &e)) fail_msg("%s", e.text);
+    if (mask_init(m, mask, "", "", T, S, 1, 2, &e)) fail_msg("%s", e.text);
     mask_set_build(m, folder, NULL);
 }
 
@@ -85,7 +85,8 @@ static void documents_compile_nothing(void **state) {
     ctx_for(&ctx, &cuda_device, 2);
     Mask m;
     Err e;
-    if (mask_init_documents(&m, "doc[q] == doc[k] && k <= q", "score + 0.1*(doc[q] % 2)*q", 2, &e))
+    if (mask_init_documents(&m, "doc[q] == doc[k] && k <= q", "score + 0.1*(doc[q] % 2)*q", "", 2,
+                            &e))
         fail_msg("%s", e.text);
     mask_set_build(&m, folder, NULL);
     for (int i = 0; i < 3; i++) {

@@ -19,6 +19,10 @@ static const char *const small[] = {"--preset", "tiny",         CLI_SMALL, "--ba
 
 static void steps_of_the_cpu(void **state) { ten_steps(state, small); }
 static void in_bf16(void **state) { steps_in_bf16(state, small); }
+static void with_flex(void **state) {
+    steps_with_flex(state, small, "frame[k] <= frame[q] && (q - k < 40 || h == 0)",
+                    "score - 0.01*abs(q - k)");
+}
 
 /* It names what is free, the largest tensor, and the largest batch that fits. */
 static void out_of_memory(void **state) {
@@ -85,8 +89,8 @@ static void failing_kernel(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_of_the_cpu), cmocka_unit_test(in_bf16),
-        cmocka_unit_test(out_of_memory),    cmocka_unit_test(failing_kernel),
-        cmocka_unit_test(without_a_gpu),
+        cmocka_unit_test(with_flex),        cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(failing_kernel),   cmocka_unit_test(without_a_gpu),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -81,7 +81,7 @@ static Tensor *layer_forward(Ctx *c, const Layer *l, Input *in, const Mask *mask
     ctx_step_begin(c);
     Tensor *x = op_linear(c, &in->x, &l->input);                       /* (1, N, C)  */
     x = op_linear(c, x, &l->qkv);                                      /* (1, N, 3C) */
-    x = op_attention_packed(c, x, 1, mask, 1 / sqrtf((float)C));       /* (1, N, C)  */
+    x = op_attention_packed(c, x, 1, mask, NULL, 1 / sqrtf((float)C)); /* (1, N, C)  */
     return op_segment_mean(c, op_linear(c, x, &l->out), &in->offsets); /* (1, M, C)  */
 }
 
@@ -241,8 +241,8 @@ int layer_bench(const Bench *o, Err *e) {
     Mask named, written;
     Ctx c;
     Layer l;
-    if (mask_init_documents(&named, o->mask ? o->mask : "document", o->score, 1, e) ||
-        mask_init_documents(&written, o->mask ? o->mask : "doc[q] == doc[k]", o->score, 1, e) ||
+    if (mask_init_documents(&named, o->mask ? o->mask : "document", o->score, "", 1, e) ||
+        mask_init_documents(&written, o->mask ? o->mask : "doc[q] == doc[k]", o->score, "", 1, e) ||
         bench_context(o, &c, e))
         return -1;
     mask_set_build(&written, o->cache, NULL);

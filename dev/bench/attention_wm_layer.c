@@ -125,8 +125,8 @@ int wm_layer_bench(const Bench *o, Err *e) {
     Mask named, written;
     Ctx c;
     Layer l;
-    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, T, S, batch, H, e) ||
-        mask_init(&written, o->mask ? o->mask : expression, o->score, T, S, batch, H, e) ||
+    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, "", T, S, batch, H, e) ||
+        mask_init(&written, o->mask ? o->mask : expression, o->score, "", T, S, batch, H, e) ||
         bench_context(o, &c, e))
         return -1;
     mask_set_build(&written, o->cache, NULL);

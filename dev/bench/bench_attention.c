@@ -182,7 +182,7 @@ static int measure_plan(const Bench *o, Ctx *c, AttnArgs *a, const Case *s, Row 
     for (int i = 0; i < MASKS; i++) {
         double first = 0, again = 0;
         Mask m;
-        if (mask_init(&m, flex ? "frame[q] >= frame[k]" : "frame-causal", o->score, s->keys,
+        if (mask_init(&m, flex ? "frame[q] >= frame[k]" : "frame-causal", o->score, "", s->keys,
                       s->frame + 1 + i, s->batch, s->heads, e))
             return -1;
         mask_set_build(&m, o->cache, NULL);
@@ -330,9 +330,9 @@ static int bench(const Bench *o, Err *e) {
     snprintf(expression, sizeof expression, "q >= k || q / %d == k / %d", s.frame, s.frame);
     Mask named, written;
     Ctx c;
-    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, s.keys, s.frame, s.batch,
-                  s.heads, e) ||
-        mask_init(&written, o->mask ? o->mask : expression, o->score, s.keys, s.frame, s.batch,
+    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, "", s.keys, s.frame,
+                  s.batch, s.heads, e) ||
+        mask_init(&written, o->mask ? o->mask : expression, o->score, "", s.keys, s.frame, s.batch,
                   s.heads, e) ||
         bench_context(o, &c, e))
         return -1;

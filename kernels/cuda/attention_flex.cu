@@ -11,6 +11,7 @@ enum { LARGEST_HEAD = 128 }; /* as sdpa's */
 static const char *supports(const Ctx *c, const AttnArgs *a) {
     (void)c;
     if (a->dtype != DT_F32 && a->dtype != DT_BF16) return "it computes in float32 and bf16 alone";
+    if (a->mask->n_learned) return "on CUDA its score expressions learn no arrays yet";
     if (a->D > LARGEST_HEAD) return "its heads have at most 128 numbers";
     if (a->dtype == DT_BF16 && !(a->scale > 0)) return "in bf16 its scale is more than 0";
     return NULL;

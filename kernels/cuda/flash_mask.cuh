@@ -38,6 +38,7 @@ typedef FlexEnv FlashEnv;
 typedef struct FlashEnv {
     const int *array[8];
     int length[8];
+    const float *learned;
 } FlashEnv;
 #endif
 
