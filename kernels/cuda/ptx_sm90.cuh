@@ -274,6 +274,14 @@ static __device__ __forceinline__ void wgmma_128(float (&d)[16][4], const uint32
 
 #endif
 
+/* What a, the A of products, is made from comes before: called ahead of their wgmma_fence. */
+template <int K>
+static __device__ __forceinline__ void registers_pin(uint32_t (&a)[K][4]) {
+#pragma unroll
+    for (int k = 0; k < K; k++)
+        asm volatile("" : "+r"(a[k][0]), "+r"(a[k][1]), "+r"(a[k][2]), "+r"(a[k][3])::"memory");
+}
+
 /* The Matrix whose k runs along the rows of a panel: 16 columns from `p` on, which points to a row
  * that is a multiple of 8 and to a column that is a multiple of 16 of an unswizzled panel. */
 static __device__ __forceinline__ Matrix matrix_along(const bf16 *p) {
