@@ -259,6 +259,14 @@ struct QuerySums {
     static constexpr int DOWN = ROWS / 16, COLS = D * DOWN / 8;
 };
 
+/* A thread's sums of a tile: packs 128 apart from here on, those of the second 128 threads after
+ * all of the first. */
+enum { SUMS_STEP = THREADS / 2 };
+template <int N>
+static __device__ __forceinline__ int sums_at() {
+    return threadIdx.x / SUMS_STEP * (N * SUMS_STEP) + threadIdx.x % SUMS_STEP;
+}
+
 /* dq += ds k of 16 keys */
 template <int D, int ROWS, int N>
 static __device__ __forceinline__ void add_keys(float dq[N][4], bf16 *ds, bf16 *k, int key, int row,
@@ -275,7 +283,7 @@ static __device__ __forceinline__ void add_keys(float dq[N][4], bf16 *ds, bf16 *
 }
 
 /* Adds ds k to the tile's sums of dq, over those of the 128 keys that are seen: begin .. end - 1.
- * sums: this thread's at every THREADS-th; fresh: there are none yet. They come while the products
+ * sums: the tile's; fresh: there are none yet. They come while the products
  * are made. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void queries_tile(BackwardShared<D, ROWS> &shared,
@@ -285,9 +293,9 @@ static __device__ __forceinline__ void queries_tile(BackwardShared<D, ROWS> &sha
     const int warp = threadIdx.x / WARP, row = warp % DOWN * 16, col = warp / DOWN * 8 * N;
     Pack<float> sum[N];
     float dq[N][4] = {};
-    sums += threadIdx.x;
+    sums += sums_at<N>();
 #pragma unroll
-    for (int n = 0; n < N; n++) sum[n] = fresh ? Pack<float>{} : load_pack(sums[n * THREADS].at);
+    for (int n = 0; n < N; n++) sum[n] = fresh ? Pack<float>{} : load_pack(sums[n * SUMS_STEP].at);
     __syncthreads(); /* ds is there */
     if (begin <= 0 && end >= KEYS) {
 #pragma unroll
@@ -302,7 +310,7 @@ static __device__ __forceinline__ void queries_tile(BackwardShared<D, ROWS> &sha
     for (int n = 0; n < N; n++) {
 #pragma unroll
         for (int e = 0; e < 4; e++) sum[n].at[e] += dq[n][e];
-        sums[n * THREADS] = sum[n];
+        sums[n * SUMS_STEP] = sum[n];
     }
 }
 
@@ -390,10 +398,11 @@ static __global__ void __launch_bounds__(THREADS) add_kernel(Backward p) {
     float dq[N][4] = {};
     for (int chunk = l.end ? first : end; chunk < end; chunk++) {
         const int64_t slot = ((int64_t)head * cut.chunks + chunk) * cut.width + tile;
-        const Pack<float> *sums = p.sums + (slot - p.starts[chunk]) * (ROWS * D / 4) + threadIdx.x;
+        const Pack<float> *sums =
+            p.sums + (slot - p.starts[chunk]) * (ROWS * D / 4) + sums_at<N>();
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            const Pack<float> x = load_pack(sums[n * THREADS].at);
+            const Pack<float> x = load_pack(sums[n * SUMS_STEP].at);
 #pragma unroll
             for (int e = 0; e < 4; e++) dq[n][e] += x.at[e];
         }
