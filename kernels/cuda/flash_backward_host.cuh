@@ -1,0 +1,16 @@
+/* The host's side that both bf16 backwards share, the portable and Hopper's: how the work is cut
+ * into blocks, and the first passes. */
+#ifndef KERNELS_CUDA_FLASH_BACKWARD_HOST_CUH
+#define KERNELS_CUDA_FLASH_BACKWARD_HOST_CUH
+
+#include "kernels/cuda/flash_backward_bf16.cuh"
+#include "kernels/cuda/flash_host.cuh"
+
+/* Heads padded to d_pad numbers, `tile` queries a tile; total is the bytes of the workspace. */
+Cut flash_backward_cut(const AttnArgs *a, int d_pad, int tile);
+
+/* What the kernels are told, in a's workspace; starts those that make limits, intervals and row
+ * sums there. */
+Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut);
+
+#endif
