@@ -28,6 +28,7 @@ void cuda_masks_free(struct CudaMasks *masks);
 void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_bf16.cu */
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_bf16.cu */
 size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool backward);
+void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_sm90.cu */
 void flash_backward_sm90(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_sm90.cu */
 size_t flash_workspace_sm90(const AttnArgs *a, bool backward);
 void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_f32.cu */

@@ -144,10 +144,12 @@ template <int D>
 static __device__ __forceinline__ void group_product(float (&d)[8][4], uint32_t (&held)[D / 16][4],
                                                      const bf16 *a, int key, const bf16 *b) {
     if constexpr (GroupKeys<D>::HELD) {
-        registers_pin(held);
+        const Matrix from = matrix_along(b);
+        registers_pin<D / 16>(held);
         wgmma_fence(d);
 #pragma unroll
-        for (int k = 0; k < D / 16; k++) wgmma<false>(d, held[k], matrix_along(b + 16 * k), k > 0);
+        for (int k = 0; k < D / 16; k++)
+            wgmma<false>(d, held[k], matrix_further(from, 16 * k * (int)sizeof(bf16)), k > 0);
     } else {
         product_along<D>(d, a + key * PANEL, KEYS, b, QUERIES);
     }
@@ -194,8 +196,8 @@ static __device__ __forceinline__ void group_tile(BackwardSm90Shared<D> &shared,
         pack_a(a[n], &s[2 * n]);
         pack_a(b[n], &dp[2 * n]);
     }
-    product_down(w.dv, a, shared.dout[stage], QUERIES);
-    product_down(w.dk, b, shared.q[stage], QUERIES);
+    product_down<4>(w.dv, a, shared.dout[stage], QUERIES);
+    product_down<4>(w.dk, b, shared.q[stage], QUERIES);
     wgmma_commit();
     barrier_wait(&shared.ds_empty[ds], (at.uses >> ds & 1) ^ 1);
     tile_put<QUERIES, 8>(shared.ds[ds], row + warp_row, 0, dp, 1.0f, 1.0f);
@@ -216,11 +218,12 @@ static __device__ __forceinline__ void sums_free(int group) {
 template <int keys>
 static __device__ __forceinline__ void keys_product(float (&dq)[8][4], const bf16 *ds,
                                                     const bf16 *k) {
+    const Matrix from_ds = matrix_down(ds, KEYS * PANEL_ROW), from_k = matrix_down(k, KEYS * PANEL_ROW);
     wgmma_fence(dq);
 #pragma unroll
     for (int row = 0; row < keys; row += 16)
-        wgmma<true, true>(dq, matrix_down(ds + row * PANEL, 0), matrix_down(k + row * PANEL, 0),
-                          row > 0);
+        wgmma<true, true>(dq, matrix_further(from_ds, row * PANEL_ROW),
+                          matrix_further(from_k, row * PANEL_ROW), row > 0);
     wgmma_commit();
     wgmma_wait<0>(dq);
 }

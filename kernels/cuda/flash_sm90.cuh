@@ -9,22 +9,28 @@
 
 enum {
     WARPGROUP = 128, /* threads */
-    PANEL = 64       /* columns */
+    PANEL = 64,      /* columns */
+    PANEL_ROW = 128  /* bytes */
 };
 
 /* ---- rings ---- */
 
-/* Where somebody is in a ring of N stages. Each stage has two barriers, full and empty; who fills
+/* Where somebody is in a ring. Each stage has two barriers, full and empty; who fills
  * it waits for (empty, parity ^ 1), which a new ring lets pass, who reads it for (full, parity). */
 typedef struct RingPlace {
     int stage, parity;
 } RingPlace;
 
-template <int N>
+template <int STAGES>
 static __device__ __forceinline__ void ring_next(RingPlace &r) {
-    const bool around = r.stage + 1 == N;
+    const bool around = r.stage + 1 == STAGES;
     r.stage = around ? 0 : r.stage + 1;
     r.parity ^= (int)around;
+}
+
+template <int STAGES>
+static __device__ __forceinline__ RingPlace ring_before(RingPlace r) {
+    return r.stage == 0 ? RingPlace{STAGES - 1, r.parity ^ 1} : RingPlace{r.stage - 1, r.parity};
 }
 
 /* One thread. `rows` rows from `row` on of a head, D columns in panels, begin to come; b is told of
@@ -44,24 +50,27 @@ static __device__ __forceinline__ void panels_load(bf16 *to, const TensorMap *ma
 template <int D, int N>
 static __device__ __forceinline__ void product_along(float (&d)[N][4], const bf16 *a, int a_rows,
                                                      const bf16 *b, int b_rows) {
+    const Matrix from_a = matrix_along(a), from_b = matrix_along(b);
     wgmma_fence(d);
 #pragma unroll
-    for (int col = 0; col < D; col += 16)
-        wgmma<false, false>(d, matrix_along(a + col / PANEL * PANEL * a_rows + col % PANEL),
-                            matrix_along(b + col / PANEL * PANEL * b_rows + col % PANEL), col > 0);
+    for (int col = 0; col < D; col += 16) {
+        const int panel = col / PANEL * PANEL_ROW, within = col % PANEL * (int)sizeof(bf16);
+        wgmma<false, false>(d, matrix_further(from_a, panel * a_rows + within),
+                            matrix_further(from_b, panel * b_rows + within), col > 0);
+    }
 }
 
 /* d (64, 8 N) += a b: a (64, 16 K) in registers, fragments of 16 columns; b (16 K, 8 N) from its
  * first row in panels of b_rows rows. */
-template <int N, int K>
-static __device__ __forceinline__ void product_down(float (&d)[N][4], uint32_t (&a)[K][4],
+template <int K, int N>
+static __device__ __forceinline__ void product_down(float (&d)[N][4], uint32_t a[][4],
                                                     const bf16 *b, int b_rows) {
-    registers_pin(a);
+    const Matrix from = matrix_down(b, b_rows * PANEL_ROW);
+    registers_pin<K>(a);
     wgmma_fence(d);
 #pragma unroll
     for (int k = 0; k < K; k++)
-        wgmma<true>(d, a[k],
-                    matrix_down(b + 16 * k * PANEL, b_rows * PANEL * (int)sizeof(bf16)), true);
+        wgmma<true>(d, a[k], matrix_further(from, 16 * k * PANEL_ROW), true);
 }
 
 #endif

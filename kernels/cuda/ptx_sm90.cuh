@@ -282,7 +282,7 @@ static __device__ __forceinline__ void wgmma_128(float (&d)[16][4], const uint32
 
 /* What a, the A of products, is made from comes before: called ahead of their wgmma_fence. */
 template <int K>
-static __device__ __forceinline__ void registers_pin(uint32_t (&a)[K][4]) {
+static __device__ __forceinline__ void registers_pin(uint32_t a[][4]) {
 #pragma unroll
     for (int k = 0; k < K; k++)
         asm volatile("" : "+r"(a[k][0]), "+r"(a[k][1]), "+r"(a[k][2]), "+r"(a[k][3])::"memory");
@@ -298,6 +298,12 @@ static __device__ __forceinline__ Matrix matrix_along(const bf16 *p) {
  * other index runs along the rows, through the panel that lies panel_bytes further from 64 on. */
 static __device__ __forceinline__ Matrix matrix_down(const bf16 *p, int panel_bytes) {
     return matrix_of(p, panel_bytes, 1024);
+}
+
+/* The same Matrix from `bytes` further on, a multiple of 16: one addition, where matrix_along and
+ * matrix_down of another place are five instructions. */
+static __device__ __forceinline__ Matrix matrix_further(Matrix m, int bytes) {
+    return (m & ~(Matrix)0xffffffff) | ((uint32_t)m + (uint32_t)(bytes >> 4));
 }
 
 /* wgmma_N by the number of d's columns. */
