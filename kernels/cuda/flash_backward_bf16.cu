@@ -33,7 +33,7 @@ Cut flash_backward_cut(const AttnArgs *a, int d_pad, int tile) {
     c.limits = take(&c.total, sizeof(Limits) * (size_t)c.n_q);
     c.intervals = take(&c.total, sizeof(Interval) * (size_t)c.q_pad);
     c.rows = take(&c.total, sizeof(RowSums) * (size_t)c.heads * (size_t)c.q_pad);
-    c.starts = take(&c.total, sizeof(int) * (size_t)c.chunks);
+    c.starts = take(&c.total, sizeof(int) * (size_t)c.heads * (size_t)c.chunks);
     c.sums = take(&c.total, slot * (size_t)c.width * (size_t)c.chunks);
     return c;
 }
@@ -62,8 +62,7 @@ Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
                         flash_view(a->dk, a->ks, a->D),
                         flash_view(a->dv, a->vs, a->D),
                         (const float *)a->lse,
-                        m.lo,
-                        m.hi,
+                        flash_mask(a, &m),
                         (Limits *)(work + cut.limits),
                         (Interval *)(work + cut.intervals),
                         (RowSums *)(work + cut.rows),
@@ -71,10 +70,7 @@ Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
                         (Pack<float> *)(work + cut.sums),
                         a->B,
                         a->H,
-                        a->Tq,
-                        a->Tk,
                         a->D,
-                        a->offset,
                         a->scale,
                         cut};
     launch(c, limits_kernel, grid_for((int64_t)cut.n_q * WARP), dim3(BLOCK), 0, p);

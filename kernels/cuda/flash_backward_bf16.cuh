@@ -61,13 +61,13 @@ typedef struct Cut {
 typedef struct Backward {
     FlashView q, k, v, out, dout, dq, dk, dv;
     const float *lse;
-    const int32_t *lo, *hi;
-    Limits *limits;      /* (n_q) of each tile of queries */
+    FlashMask mask;
+    Limits *limits;      /* (n_q) of each tile of queries, over all heads */
     Interval *intervals; /* (q_pad) */
     RowSums *rows;       /* (heads, q_pad) */
-    int *starts;         /* (chunks): the first tile of queries that sees the chunk */
+    int *starts;         /* (heads, chunks): the first tile of queries that sees the chunk */
     Pack<float> *sums;   /* (heads, chunks, width, tile d_pad / 4), in the order of the threads */
-    int B, H, Tq, Tk, D, offset;
+    int B, H, D;
     float scale;
     Cut cut;
 } Backward;
@@ -80,9 +80,9 @@ static __global__ void limits_kernel(Backward p) {
     if (tile >= p.cut.n_q) return;
     Interval *x = p.intervals + (int64_t)tile * size;
     for (int i = threadIdx.x % WARP; i < size; i += WARP)
-        x[i] = interval_of(p.lo, p.hi, tile * size + i, p.Tq, p.Tk, p.offset);
+        x[i] = interval_of(p.mask, tile * size + i);
     __syncwarp();
-    const Limits l = warp_limits(x, size);
+    const Limits l = mask_limits_all(p.mask, x, tile * size, size);
     if (threadIdx.x % WARP == 0) p.limits[tile] = l;
 }
 
@@ -107,7 +107,7 @@ static __global__ void rows_kernel(Backward p) {
     const int h = (int)(i % p.H), t = (int)(i / p.H % p.cut.q_pad),
               b = (int)(i / p.H / p.cut.q_pad);
     float delta = 0;
-    if (b < p.B && t < p.Tq) {
+    if (b < p.B && t < p.mask.Tq) {
         const bf16 *x = p.out.data + b * p.out.b + (int64_t)t * p.out.t + h * p.out.h;
         const bf16 *y = p.dout.data + b * p.dout.b + (int64_t)t * p.dout.t + h * p.dout.h;
         for (int d = 8 * lane; d < p.D; d += 8 * LANES)
@@ -117,7 +117,7 @@ static __global__ void rows_kernel(Backward p) {
         delta += __shfl_xor_sync(FULL_WARP, delta, lanes);
     if (b >= p.B || lane) return;
     const int64_t head = (int64_t)b * p.H + h;
-    const float lse = t < p.Tq ? p.lse[head * p.Tq + t] : -INFINITY;
+    const float lse = t < p.mask.Tq ? p.lse[head * p.mask.Tq + t] : -INFINITY;
     p.rows[head * p.cut.q_pad + t] = {lse == -INFINITY ? INFINITY : lse * LOG2E, delta};
 }
 
@@ -142,15 +142,18 @@ struct Keys {
     float dk[D / 8][4], dv[D / 8][4];
 };
 
-/* The first tile of queries from `tile` on that sees a key in first .. end - 1; n: none. */
-static __device__ __forceinline__ int next_tile(const Limits *l, int n, int tile, int first,
+/* The first tile of queries from `tile` on that sees a key in first .. end - 1; n_q: none. */
+template <int ROWS>
+static __device__ __forceinline__ int next_tile(const Backward &p, int head, int tile, int first,
                                                 int end) {
-    for (; tile < n; tile += WARP) {
+    for (; tile < p.cut.n_q; tile += WARP) {
         const int i = tile + threadIdx.x % WARP;
-        const unsigned sees = __ballot_sync(FULL_WARP, i < n && limits_see(l[i], first, end));
+        const unsigned sees = __ballot_sync(
+            FULL_WARP, i < p.cut.n_q && mask_meets(p.mask, p.limits[i], head / p.H, head % p.H,
+                                                   i * ROWS, ROWS, first, end));
         if (sees) return tile + __ffs((int)sees) - 1;
     }
-    return n;
+    return p.cut.n_q;
 }
 
 template <int D, int ROWS>
@@ -158,8 +161,8 @@ static __device__ __forceinline__ void queries_load(const Backward &p,
                                                     BackwardShared<D, ROWS> &shared, int stage,
                                                     int head, int tile) {
     const int b = head / p.H, h = head % p.H, row = tile * ROWS;
-    tile_load<ROWS, D, THREADS>(shared.q[stage], head_rows(p.q, b, h, p.Tq, p.D), row);
-    tile_load<ROWS, D, THREADS>(shared.dout[stage], head_rows(p.dout, b, h, p.Tq, p.D), row);
+    tile_load<ROWS, D, THREADS>(shared.q[stage], head_rows(p.q, b, h, p.mask.Tq, p.D), row);
+    tile_load<ROWS, D, THREADS>(shared.dout[stage], head_rows(p.dout, b, h, p.mask.Tq, p.D), row);
     const int i = threadIdx.x % ROWS * 2; /* two rows are 16 bytes */
     if (threadIdx.x < ROWS / 2)
         cp_async_16(&shared.rows[stage][i], p.rows + (int64_t)head * p.cut.q_pad + row + i, true);
@@ -191,16 +194,44 @@ static __device__ __forceinline__ void scores(float s[ROWS / 8][4], const uint32
     }
 }
 
-/* s' = -inf where the query does not see the key; key: the lane's first. */
+/* A warp's work on a tile of queries: head h of batch b, the queries from `row` on, the lane's
+ * first key, and what is known of the queries. */
+typedef struct Meeting {
+    int b, h, row, key;
+    const RowSums *sums;
+    const Interval *intervals;
+} Meeting;
+
+/* s' = k q' becomes the modified score in units of log 2, and dp' becomes (dp' - delta) times the
+ * derivative of that by the score. */
 template <int ROWS>
-static __device__ __forceinline__ void hide(float s[ROWS / 8][4], const Interval *rows, int key) {
+static __device__ __forceinline__ void modify(float s[ROWS / 8][4], float dp[ROWS / 8][4],
+                                              const Backward &p, const Meeting &me) {
 #pragma unroll
     for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            const Interval sees = rows[8 * n + threadIdx.x % 4 * 2 + e % 2];
-            const int k = key + e / 2 * 8;
-            if (k < sees.lo || k >= sees.hi) s[n][e] = -INFINITY;
+            const int i = 8 * n + threadIdx.x % 4 * 2 + e % 2, key = me.key + e / 2 * 8;
+            const float score = p.scale * s[n][e];
+            s[n][e] = LOG2E * mask_score(p.mask, score, me.b, me.h, me.row + i, key);
+            dp[n][e] = (dp[n][e] - me.sums[i].delta) *
+                       mask_slope(p.mask, score, me.b, me.h, me.row + i, key);
+        }
+}
+
+/* s' = -inf where the query does not see the key; there a modified score's slope may be anything.
+ */
+template <int ROWS>
+static __device__ __forceinline__ void hide(float s[ROWS / 8][4], float dp[ROWS / 8][4],
+                                            const Backward &p, const Meeting &me) {
+#pragma unroll
+    for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const int i = 8 * n + threadIdx.x % 4 * 2 + e % 2, key = me.key + e / 2 * 8;
+            if (mask_sees(p.mask, me.intervals[i], me.b, me.h, me.row + i, key)) continue;
+            s[n][e] = -INFINITY;
+            if (FLEX_HAS_SCORE) dp[n][e] = 0;
         }
 }
 
@@ -214,7 +245,7 @@ static __device__ __forceinline__ void cells(float s[ROWS / 8][4], float dp[ROWS
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             s[n][e] = exp2_fast(fmaf(s[n][e], scale, -r.at[e % 2 * 2]));
-            dp[n][e] = s[n][e] * (dp[n][e] - r.at[e % 2 * 2 + 1]);
+            dp[n][e] = s[n][e] * (FLEX_HAS_SCORE ? dp[n][e] : dp[n][e] - r.at[e % 2 * 2 + 1]);
         }
     }
 }
@@ -237,17 +268,19 @@ static __device__ __forceinline__ void add_queries(float sum[D / 8][4], const fl
     }
 }
 
-/* The warp's keys against one tile of queries: adds to dk and dv, leaves ds' in shared memory. */
+/* The warp's keys against one tile of queries: adds to dk and dv, leaves ds' in shared memory.
+ * full: every query sees every key. */
 template <int D, int ROWS>
-static __device__ __forceinline__ void keys_tile(BackwardShared<D, ROWS> &shared, int stage,
-                                                 Keys<D> &w, const Limits &l, int key,
-                                                 float scale) {
-    const int warp_key = threadIdx.x / WARP * 16, g = threadIdx.x % WARP / 4;
+static __device__ __forceinline__ void keys_tile(const Backward &p, BackwardShared<D, ROWS> &shared,
+                                                 int stage, Keys<D> &w, const Meeting &me,
+                                                 bool full) {
+    const int warp_key = threadIdx.x / WARP * 16;
     float s[ROWS / 8][4], dp[ROWS / 8][4];
     scores<D, ROWS, Keys<D>::K_HELD>(s, w.k, shared.k, warp_key, shared.q[stage]);
     scores<D, ROWS, Keys<D>::V_HELD>(dp, w.v, shared.v, warp_key, shared.dout[stage]);
-    if (!limits_full(l, key, key + 16)) hide<ROWS>(s, shared.intervals[stage], key + g);
-    cells<ROWS>(s, dp, shared.rows[stage], scale);
+    if (FLEX_HAS_SCORE) modify<ROWS>(s, dp, p, me);
+    if (!full) hide<ROWS>(s, dp, p, me);
+    cells<ROWS>(s, dp, me.sums, FLEX_HAS_SCORE ? 1.0f : p.scale * LOG2E);
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
     tile_put<shared.DS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
     add_queries<D, ROWS>(w.dk, dp, shared.q[stage]);
@@ -282,29 +315,35 @@ static __device__ __forceinline__ void add_keys(float dq[N][4], bf16 *ds, bf16 *
     }
 }
 
-/* Adds ds k to the tile's sums of dq, over those of the 128 keys that are seen: begin .. end - 1.
- * sums: the tile's; fresh: there are none yet. They come while the products
- * are made. */
+/* Adds ds k to the tile's sums of dq, over those of the 128 keys from col on that are seen. sums:
+ * the tile's; fresh: there are none yet. They come while the products are made. */
 template <int D, int ROWS>
-static __device__ __forceinline__ void queries_tile(BackwardShared<D, ROWS> &shared,
-                                                    Pack<float> *sums, bool fresh, int begin,
-                                                    int end) {
+static __device__ __forceinline__ void queries_tile(const Backward &p,
+                                                    BackwardShared<D, ROWS> &shared,
+                                                    Pack<float> *sums, bool fresh, const Limits &l,
+                                                    int head, int tile, int col) {
     constexpr int DOWN = QuerySums<D, ROWS>::DOWN, N = QuerySums<D, ROWS>::COLS / 8;
-    const int warp = threadIdx.x / WARP, row = warp % DOWN * 16, col = warp / DOWN * 8 * N;
+    const int warp = threadIdx.x / WARP, row = warp % DOWN * 16, first = warp / DOWN * 8 * N;
+    const int begin = l.first - col, end = l.end - col;
+    const bool planned = FLEX_RUNTIME && p.mask.visit;
     Pack<float> sum[N];
     float dq[N][4] = {};
     sums += sums_at<N>();
 #pragma unroll
     for (int n = 0; n < N; n++) sum[n] = fresh ? Pack<float>{} : load_pack(sums[n * SUMS_STEP].at);
     __syncthreads(); /* ds is there */
-    if (begin <= 0 && end >= KEYS) {
+    if (begin <= 0 && end >= KEYS && !planned) {
 #pragma unroll
         for (int k = 0; k < KEYS; k += 16)
-            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, col);
+            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, first);
     } else {
 #pragma unroll 1
-        for (int k = max(begin, 0) / 16 * 16; k < min(end, (int)KEYS); k += 16)
-            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, col);
+        for (int k = max(begin, 0) / 16 * 16; k < min(end, (int)KEYS); k += 16) {
+            if (planned && !mask_meets(p.mask, l, head / p.H, head % p.H, tile * ROWS, ROWS,
+                                       col + k, col + k + 16))
+                continue; /* and so nobody has written this part of ds */
+            add_keys<D, ROWS, N>(dq, shared.ds, shared.k, k, row, first);
+        }
     }
 #pragma unroll
     for (int n = 0; n < N; n++) {
@@ -324,7 +363,7 @@ static __device__ __forceinline__ void keys_store(const FlashView &to, const Bac
     __syncwarp();
     tile_put<D, D / 8>(tile, warp_key, 0, x, scale, scale);
     __syncwarp();
-    tile_store<D>(head_rows(to, head / p.H, head % p.H, p.Tk, p.D), key, tile, warp_key, 16);
+    tile_store<D>(head_rows(to, head / p.H, head % p.H, p.mask.Tk, p.D), key, tile, warp_key, 16);
 }
 
 /* The keys of the block's tile `keys` and their first tile of queries into shared memory, and the
@@ -333,8 +372,8 @@ template <int D, int ROWS>
 static __device__ __forceinline__ void keys_load(const Backward &p, BackwardShared<D, ROWS> &shared,
                                                  Keys<D> &w, int head, int keys, int tile) {
     const int b = head / p.H, h = head % p.H, warp_key = threadIdx.x / WARP * 16;
-    tile_load<KEYS, D, THREADS>(shared.k, head_rows(p.k, b, h, p.Tk, p.D), keys * KEYS);
-    tile_load<KEYS, D, THREADS>(shared.v, head_rows(p.v, b, h, p.Tk, p.D), keys * KEYS);
+    tile_load<KEYS, D, THREADS>(shared.k, head_rows(p.k, b, h, p.mask.Tk, p.D), keys * KEYS);
+    tile_load<KEYS, D, THREADS>(shared.v, head_rows(p.v, b, h, p.mask.Tk, p.D), keys * KEYS);
     queries_load(p, shared, 0, head, tile);
     cp_async_commit();
     cp_async_wait<0>();
@@ -347,19 +386,21 @@ static __device__ __forceinline__ void keys_load(const Backward &p, BackwardShar
 }
 
 template <int D, int ROWS>
-static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
+static __device__ __forceinline__ void backward_block(const Backward &p) {
     BackwardShared<D, ROWS> &shared = *(BackwardShared<D, ROWS> *)shared_block();
     const Cut &cut = p.cut;
     /* the first chunks of all heads first, which the most queries see under a causal mask */
     const int head = blockIdx.x % cut.heads, chunk = blockIdx.x / cut.heads;
+    const int b = head / p.H, h = head % p.H;
     const int first = chunk * cut.chunk, last = min(cut.n_k, first + cut.chunk);
-    const int start = next_tile(p.limits, cut.n_q, 0, first * KEYS, last * KEYS);
-    if (head == 0 && threadIdx.x == 0) p.starts[chunk] = start;
-    Pack<float> *sums = p.sums + ((int64_t)head * cut.chunks + chunk) * cut.width * (ROWS * D / 4);
+    const int start = next_tile<ROWS>(p, head, 0, first * KEYS, last * KEYS);
+    const int64_t slot = (int64_t)head * cut.chunks + chunk;
+    if (threadIdx.x == 0) p.starts[slot] = start;
+    Pack<float> *sums = p.sums + slot * cut.width * (ROWS * D / 4);
 
     for (int keys = first; keys < last; keys++) {
         const int col = keys * KEYS, key = col + threadIdx.x / WARP * 16;
-        int stage = 0, tile = next_tile(p.limits, cut.n_q, start, col, col + KEYS);
+        int stage = 0, tile = next_tile<ROWS>(p, head, start, col, col + KEYS);
         Keys<D> w;
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
@@ -367,16 +408,28 @@ static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
             for (int e = 0; e < 4; e++) w.dk[n][e] = w.dv[n][e] = 0;
         if (tile < cut.n_q) keys_load(p, shared, w, head, keys, tile);
         while (tile < cut.n_q) {
-            const int next = next_tile(p.limits, cut.n_q, tile + 1, col, col + KEYS);
+            const int next = next_tile<ROWS>(p, head, tile + 1, col, col + KEYS), row = tile * ROWS;
             const Limits l = p.limits[tile];
             cp_async_wait<0>();
             __syncthreads(); /* the tile is there; nobody reads the one before it, nor ds */
             if (next < cut.n_q) queries_load(p, shared, stage ^ 1, head, next);
             cp_async_commit();
-            if (limits_see(l, key, key + 16)) keys_tile(shared, stage, w, l, key, p.scale * LOG2E);
-            if (p.dq.data)
-                queries_tile(shared, sums + (int64_t)(tile - start) * (ROWS * D / 4),
-                             keys == max(first, l.first / KEYS), l.first - col, l.end - col);
+            if (mask_meets(p.mask, l, b, h, row, ROWS, key, key + 16)) {
+                const Meeting me = {b,
+                                    h,
+                                    row,
+                                    key + threadIdx.x % WARP / 4,
+                                    shared.rows[stage],
+                                    shared.intervals[stage]};
+                keys_tile(p, shared, stage, w, me,
+                          mask_full(p.mask, l, b, h, row, ROWS, key, key + 16));
+            }
+            if (p.dq.data) {
+                const bool fresh =
+                    keys == first || !mask_meets(p.mask, l, b, h, row, ROWS, first * KEYS, col);
+                queries_tile(p, shared, sums + (int64_t)(tile - start) * (ROWS * D / 4), fresh, l,
+                             head, tile, col);
+            }
             tile = next;
             stage ^= 1;
         }
@@ -385,6 +438,19 @@ static __global__ void __launch_bounds__(THREADS, 1) tiles_kernel(Backward p) {
         __syncthreads();
     }
 }
+
+#if FLEX_RUNTIME
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    flex_backward(const __grid_constant__ Backward p) {
+    backward_block<FLEX_D, FLEX_ROWS>(p);
+}
+#else
+template <int D, int ROWS>
+static __global__ void __launch_bounds__(THREADS, 1)
+    tiles_kernel(const __grid_constant__ Backward p) {
+    backward_block<D, ROWS>(p);
+}
+#endif
 
 /* dq = scale (the chunks' sums, in their order); a block a tile of queries. */
 template <int D, int ROWS>
@@ -397,9 +463,13 @@ static __global__ void __launch_bounds__(THREADS) add_kernel(Backward p) {
     const int first = l.first / KEYS / cut.chunk, end = (l.end - 1) / KEYS / cut.chunk + 1;
     float dq[N][4] = {};
     for (int chunk = l.end ? first : end; chunk < end; chunk++) {
-        const int64_t slot = ((int64_t)head * cut.chunks + chunk) * cut.width + tile;
+        const int64_t slot = (int64_t)head * cut.chunks + chunk;
+        const int keys = chunk * cut.chunk * KEYS;
+        if (p.mask.visit && !plan_any(p.mask, p.mask.visit, 0, head / p.H, head % p.H, tile * ROWS,
+                                      ROWS, keys, keys + cut.chunk * KEYS))
+            continue;
         const Pack<float> *sums =
-            p.sums + (slot - p.starts[chunk]) * (ROWS * D / 4) + sums_at<N>();
+            p.sums + (slot * cut.width + tile - p.starts[slot]) * (ROWS * D / 4) + sums_at<N>();
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const Pack<float> x = load_pack(sums[n * SUMS_STEP].at);
@@ -409,7 +479,7 @@ static __global__ void __launch_bounds__(THREADS) add_kernel(Backward p) {
     }
     tile_put<D, N>(out, warp % DOWN * 16, warp / DOWN * 8 * N, dq, p.scale, p.scale);
     __syncthreads();
-    tile_store<D>(head_rows(p.dq, head / p.H, head % p.H, p.Tq, p.D),
+    tile_store<D>(head_rows(p.dq, head / p.H, head % p.H, p.mask.Tq, p.D),
                   tile * ROWS + warp * (ROWS / 8), out, warp * (ROWS / 8), ROWS / 8);
 }
 

@@ -5,9 +5,9 @@
 /* Heads whose keys and values stay in L2 together are computed together. */
 enum { GROUP_BYTES = 16 << 20 };
 
-template <int D, int BLOCKS>
-static void forward_start(Ctx *c, Forward p) {
-    launch(c, forward_kernel<D, BLOCKS>, dim3((unsigned)(p.heads * p.n_tiles)), dim3(THREADS),
+template <int D>
+static void forward_start(Ctx *c, const Forward &p) {
+    launch(c, forward_kernel<D>, dim3((unsigned)(p.heads * p.n_tiles)), dim3(THREADS),
            sizeof(ForwardShared<D>), p);
 }
 
@@ -19,23 +19,20 @@ void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                        flash_view(a->v, a->vs, a->D),
                        flash_view(a->out, a->os, a->D),
                        (float *)a->lse,
-                       m.lo,
-                       m.hi,
+                       flash_mask(a, &m),
                        a->B * a->H,
                        a->H,
-                       a->Tq,
-                       a->Tk,
                        a->D,
-                       a->offset,
                        (a->Tq + ROWS - 1) / ROWS,
                        fit < a->B * a->H ? fit : a->B * a->H,
+                       a->scale,
                        a->scale * LOG2E};
     if (a->D <= 32)
-        forward_start<32, 4>(c, p);
+        forward_start<32>(c, p);
     else if (a->D <= 64)
-        forward_start<64, 3>(c, p);
+        forward_start<64>(c, p);
     else if (a->D <= 96)
-        forward_start<96, 2>(c, p);
+        forward_start<96>(c, p);
     else
-        forward_start<128, 2>(c, p);
+        forward_start<128>(c, p);
 }

@@ -38,9 +38,9 @@ enum {
 typedef struct Forward {
     FlashView q, k, v, out;
     float *lse;
-    const int32_t *lo, *hi;
-    int heads, H, Tq, Tk, D, offset, n_tiles, group;
-    float scale; /* to scores in units of log 2 */
+    FlashMask mask;
+    int heads, H, D, n_tiles, group;
+    float scale, factor; /* factor: to scores in units of log 2, scale log2(e) */
 } Forward;
 
 template <int D>
@@ -49,6 +49,11 @@ struct ForwardShared {
     Interval rows[ROWS];
     Limits warps[THREADS / WARP]; /* of each warp's rows */
 };
+
+/* Where a warp is: head h of batch b, and its first row. */
+typedef struct Place {
+    int b, h, row;
+} Place;
 
 /* One warp's rows. Lane 4 g + t has rows g and g + 8 of each 16. */
 template <int D>
@@ -95,21 +100,39 @@ static __device__ __forceinline__ void forward_scores(float s[M][STEP / 8][4], b
     }
 }
 
+/* s = scale q k' becomes what the score expression makes of it, in units of log 2. */
+static __device__ __forceinline__ void forward_modify(float s[M][STEP / 8][4], const Forward &p,
+                                                      const Place &me, int col) {
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                s[m][n][e] = LOG2E * mask_score(p.mask, p.scale * s[m][n][e], me.b, me.h,
+                                                me.row + 16 * m + e / 2 * 8 + g,
+                                                col + 8 * n + 2 * t + e % 2);
+}
+
 /* s = -inf where the row's query does not see the key. */
-static __device__ __forceinline__ void forward_hide(float s[M][STEP / 8][4], const Interval *rows,
+static __device__ __forceinline__ void forward_hide(float s[M][STEP / 8][4], const Forward &p,
+                                                    const Place &me, const Interval *rows,
                                                     int col) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const Interval sees = rows[16 * m + 8 * half + g];
+            const int row = 16 * m + 8 * half + g;
+            const Interval x = rows[row];
 #pragma unroll
             for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     const int key = col + 8 * n + 2 * t + e;
-                    if (key < sees.lo || key >= sees.hi) s[m][n][2 * half + e] = -INFINITY;
+                    if (!mask_sees(p.mask, x, me.b, me.h, me.row + row, key))
+                        s[m][n][2 * half + e] = -INFINITY;
                 }
         }
 }
@@ -197,45 +220,47 @@ static __device__ __forceinline__ void forward_values(ForwardRows<D> &w,
 /* out and lse of the warp's rows; its queries in shared memory make room for out. */
 template <int D>
 static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardRows<D> &w, bf16 *q,
-                                                      int warp_row, int head, int row) {
+                                                      int warp_row, const Place &me) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int m = 0; m < M; m++) {
         float share[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int at = row + 16 * m + 8 * half + g;
+            const int at = me.row + 16 * m + 8 * half + g;
             float sum = w.sum[m][half];
             sum += __shfl_xor_sync(FULL_WARP, sum, 1);
             sum += __shfl_xor_sync(FULL_WARP, sum, 2);
             share[half] = sum == 0 ? 0.0f : 1 / sum;
-            if (t == 0 && at < p.Tq)
-                p.lse[(int64_t)head * p.Tq + at] = LN2 * (w.top[m][half] + log2f(sum));
+            if (t == 0 && at < p.mask.Tq)
+                p.lse[((int64_t)me.b * p.H + me.h) * p.mask.Tq + at] =
+                    LN2 * (w.top[m][half] + log2f(sum));
         }
         tile_put<D, D / 8>(q, warp_row + 16 * m, 0, w.out[m], share[0], share[1]);
     }
     __syncwarp();
-    tile_store<D>(head_rows(p.out, head / p.H, head % p.H, p.Tq, p.D), row, q, warp_row, 16 * M);
+    tile_store<D>(head_rows(p.out, me.b, me.h, p.mask.Tq, p.D), me.row, q, warp_row, 16 * M);
 }
 
-template <int D, int BLOCKS>
-static __global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(Forward p) {
+template <int D>
+static __device__ __forceinline__ void forward_block(const Forward &p) {
     ForwardShared<D> &shared = *(ForwardShared<D> *)shared_block();
     int head, row;
     forward_place(p, &head, &row);
-    const FlashRows q = head_rows(p.q, head / p.H, head % p.H, p.Tq, p.D);
-    const FlashRows k = head_rows(p.k, head / p.H, head % p.H, p.Tk, p.D);
-    const FlashRows v = head_rows(p.v, head / p.H, head % p.H, p.Tk, p.D);
+    const int b = head / p.H, h = head % p.H;
+    const FlashRows q = head_rows(p.q, b, h, p.mask.Tq, p.D);
+    const FlashRows k = head_rows(p.k, b, h, p.mask.Tk, p.D);
+    const FlashRows v = head_rows(p.v, b, h, p.mask.Tk, p.D);
     tile_load<ROWS, D, THREADS>(shared.q, q, row);
-    for (int i = threadIdx.x; i < ROWS; i += THREADS)
-        shared.rows[i] = interval_of(p.lo, p.hi, row + i, p.Tq, p.Tk, p.offset);
+    for (int i = threadIdx.x; i < ROWS; i += THREADS) shared.rows[i] = interval_of(p.mask, row + i);
     __syncthreads();
 
     const int warp_row = threadIdx.x / WARP * 16 * M;
     const Interval *rows = shared.rows + warp_row;
-    const Limits block = warp_limits(shared.rows, ROWS);
+    const Limits block = mask_limits(p.mask, b, h, shared.rows, row, ROWS);
     Limits &mine = shared.warps[threadIdx.x / WARP]; /* not in registers: there are none left */
-    const Limits limits = warp_limits(rows, 16 * M);
+    const Place me = {b, h, row + warp_row};
+    const Limits limits = mask_limits(p.mask, b, h, rows, me.row, 16 * M);
     if (threadIdx.x % WARP == 0) mine = limits;
     __syncwarp();
     const int end = (block.end + COLS - 1) / COLS;
@@ -249,34 +274,56 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(Forward
 #pragma unroll
             for (int e = 0; e < 4; e++) w.out[m][n][e] = 0;
     }
-    int tile = block.first / COLS;
+    int tile = mask_next(p.mask, block, b, h, row, ROWS, block.first / COLS, COLS), skipped = 0;
     if (tile < end) {
         tile_load<COLS, D, THREADS>(shared.k[tile % 2], k, tile * COLS);
         tile_load<COLS, D, THREADS>(shared.v[tile % 2], v, tile * COLS);
     }
     cp_async_commit();
-    for (; tile < end; tile++) {
+    while (tile < end) {
+        const int next = mask_next(p.mask, block, b, h, row, ROWS, tile + 1, COLS);
+        const int stage = (tile - skipped) % 2;
         cp_async_wait<0>();
         __syncthreads(); /* the tile is there, and nobody reads the one before it any more */
-        if (tile + 1 < end) {
-            tile_load<COLS, D, THREADS>(shared.k[(tile + 1) % 2], k, (tile + 1) * COLS);
-            tile_load<COLS, D, THREADS>(shared.v[(tile + 1) % 2], v, (tile + 1) * COLS);
+        if (next < end) {
+            tile_load<COLS, D, THREADS>(shared.k[stage ^ 1], k, next * COLS);
+            tile_load<COLS, D, THREADS>(shared.v[stage ^ 1], v, next * COLS);
         }
         cp_async_commit();
 #pragma unroll 1
         for (int key = 0; key < COLS; key += STEP) {
             const int col = tile * COLS + key;
-            if (!limits_see(mine, col, col + STEP)) continue;
+            if (!mask_meets(p.mask, mine, b, h, me.row, 16 * M, col, col + STEP)) continue;
             float s[M][STEP / 8][4];
-            forward_scores<D>(s, shared.q, warp_row, shared.k[tile % 2], key);
-            if (!limits_full(mine, col, col + STEP)) forward_hide(s, rows, col);
-            forward_softmax(w, s, p.scale);
-            forward_values(w, s, shared.v[tile % 2], key);
+            forward_scores<D>(s, shared.q, warp_row, shared.k[stage], key);
+            if (FLEX_HAS_SCORE) forward_modify(s, p, me, col);
+            if (!mask_full(p.mask, mine, b, h, me.row, 16 * M, col, col + STEP))
+                forward_hide(s, p, me, rows, col);
+            forward_softmax(w, s, FLEX_HAS_SCORE ? 1.0f : p.factor);
+            forward_values(w, s, shared.v[stage], key);
         }
+        skipped += next - (tile + 1);
+        tile = next;
     }
     cp_async_wait<0>();
     __syncthreads(); /* where there was no tile: the queries are there, and may be overwritten */
-    forward_finish(p, w, shared.q, warp_row, head, row + warp_row);
+    forward_finish(p, w, shared.q, warp_row, {head / p.H, head % p.H, row + warp_row});
 }
+
+/* Blocks that share a multiprocessor: what registers may cost. */
+static constexpr int forward_blocks(int D) { return D <= 32 ? 4 : D <= 64 ? 3 : 2; }
+
+#if FLEX_RUNTIME
+extern "C" __global__ void __launch_bounds__(THREADS, forward_blocks(FLEX_D))
+    flex_forward(const __grid_constant__ Forward p) {
+    forward_block<FLEX_D>(p);
+}
+#else
+template <int D>
+static __global__ void __launch_bounds__(THREADS, forward_blocks(D))
+    forward_kernel(const __grid_constant__ Forward p) {
+    forward_block<D>(p);
+}
+#endif
 
 #endif

@@ -11,4 +11,14 @@ static inline FlashView flash_view(const void *data, AttnStride s, int D) {
     return {(bf16 *)data, s.b, s.h, (int)s.t, wide};
 }
 
+static inline FlashMask flash_mask(const AttnArgs *a, const CudaMask *m) {
+    FlashMask f = {};
+    f.Tq = a->Tq;
+    f.Tk = a->Tk;
+    f.offset = a->offset;
+    f.lo = m->lo;
+    f.hi = m->hi;
+    return f;
+}
+
 #endif

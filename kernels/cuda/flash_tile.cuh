@@ -1,5 +1,5 @@
-/* What the bf16 flash kernels are made of: tiles of rows in shared memory, the fragments of tensor
- * cores that are read from them, and what a mask says of a tile.
+/* What the bf16 flash kernels are made of: tiles of rows in shared memory, and the fragments of
+ * tensor cores that are read from them.
  *
  * A tile has COLS columns (32, 64, 96 or 128) of bf16, cut into chunks of 16 bytes. Chunks are
  * permuted within their row so that the 8 rows of a matrix that ldmatrix reads, and the 8 chunks
@@ -10,8 +10,7 @@
 #ifndef KERNELS_CUDA_FLASH_TILE_CUH
 #define KERNELS_CUDA_FLASH_TILE_CUH
 
-#include <limits.h>
-
+#include "kernels/cuda/flash_mask.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 #define LOG2E 1.44269504f
@@ -157,54 +156,6 @@ static __device__ __forceinline__ void pack_a(uint32_t a[4], const float x[2][4]
     a[1] = pack_bf16(x[0][2], x[0][3]);
     a[2] = pack_bf16(x[1][0], x[1][1]);
     a[3] = pack_bf16(x[1][2], x[1][3]);
-}
-
-/* ---- masks ---- */
-
-/* A query sees the keys lo <= k < hi; one that sees none, or does not exist, has {INT_MAX, 0}. */
-typedef struct Interval {
-    int lo, hi;
-} Interval;
-
-/* What a row of queries may see, of Tk keys. */
-static __device__ __forceinline__ Interval interval_of(const int32_t *lo, const int32_t *hi,
-                                                       int row, int Tq, int Tk, int offset) {
-    if (row >= Tq) return {INT_MAX, 0};
-    if (!lo) return {0, Tk};
-    const int from = lo[offset + row], to = min(hi[offset + row], Tk);
-    return from < to ? Interval{from, to} : Interval{INT_MAX, 0};
-}
-
-/* Of several queries: some see keys from first .. end - 1 and nobody one outside; all of them see
- * what lies in full_first .. full_end - 1. */
-typedef struct Limits {
-    int first, end, full_first, full_end;
-} Limits;
-
-/* Of n intervals, by one warp. */
-static __device__ __forceinline__ Limits warp_limits(const Interval *x, int n) {
-    Limits l = {INT_MAX, 0, 0, INT_MAX};
-    for (int i = threadIdx.x % WARP; i < n; i += WARP) {
-        l.first = min(l.first, x[i].lo);
-        l.end = max(l.end, x[i].hi);
-        l.full_first = max(l.full_first, x[i].lo);
-        l.full_end = min(l.full_end, x[i].hi);
-    }
-    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
-        l.first = min(l.first, __shfl_xor_sync(FULL_WARP, l.first, lanes));
-        l.end = max(l.end, __shfl_xor_sync(FULL_WARP, l.end, lanes));
-        l.full_first = max(l.full_first, __shfl_xor_sync(FULL_WARP, l.full_first, lanes));
-        l.full_end = min(l.full_end, __shfl_xor_sync(FULL_WARP, l.full_end, lanes));
-    }
-    return l;
-}
-
-/* Whether somebody sees one of the keys first .. end - 1, and whether all see each of them. */
-static __device__ __forceinline__ bool limits_see(const Limits &l, int first, int end) {
-    return l.first < end && l.end > first;
-}
-static __device__ __forceinline__ bool limits_full(const Limits &l, int first, int end) {
-    return l.full_first <= first && l.full_end >= end;
 }
 
 #endif
