@@ -1,4 +1,5 @@
 /* The host's side of the bf16 backward: how it is cut into blocks, and its launches. */
+#include "kernels/cuda/flash_backward_bf16.cuh"
 #include "kernels/cuda/flash_backward_host.cuh"
 
 static size_t take(size_t *end, size_t bytes) {

@@ -33,93 +33,7 @@
 #ifndef KERNELS_CUDA_FLASH_BACKWARD_BF16_CUH
 #define KERNELS_CUDA_FLASH_BACKWARD_BF16_CUH
 
-#include "kernels/cuda/flash_tile.cuh"
-
-enum {
-    KEYS = 128,    /* of a tile: 16 a warp */
-    THREADS = 256, /* of a block */
-    BLOCKS = 330, /* as many at least, where there are tiles; not by the device: nor are the bits */
-    MAX_SUMS = 1 << 29 /* bytes of sums beyond which more chunks are not made */
-};
-
-/* What backward is told of a row of queries, 16 bytes: log-sum-exp in units of log 2 (+inf for a
- * query that sees nothing or does not exist, so that p = 0), and delta. */
-typedef struct RowSums {
-    float lse, delta;
-} RowSums;
-
-/* How the work is cut, and where things lie in the workspace. */
-typedef struct Cut {
-    int heads, tile;     /* B H; queries of a tile */
-    int d_pad;           /* 32, 64, 96 or 128 */
-    int n_q, n_k, q_pad; /* tiles of queries and of keys; rows of n_q tiles */
-    int chunk, chunks;   /* tiles of keys of a chunk; chunks of a head */
-    int width;           /* tiles of queries that a chunk sees at most */
-    size_t limits, intervals, rows, starts, sums, total;
-} Cut;
-
-typedef struct Backward {
-    FlashView q, k, v, out, dout, dq, dk, dv;
-    const float *lse;
-    FlashMask mask;
-    Limits *limits;      /* (n_q) of each tile of queries, over all heads */
-    Interval *intervals; /* (q_pad) */
-    RowSums *rows;       /* (heads, q_pad) */
-    int *starts;         /* (heads, chunks): the first tile of queries that sees the chunk */
-    Pack<float> *sums;   /* (heads, chunks, width, tile d_pad / 4), in the order of the threads */
-    int B, H, D;
-    float scale;
-    Cut cut;
-} Backward;
-
-/* ---- the first passes ---- */
-
-/* Intervals, limits: one warp a tile of queries. */
-static __global__ void limits_kernel(Backward p) {
-    const int tile = (int)(global_thread() / WARP), size = p.cut.tile;
-    if (tile >= p.cut.n_q) return;
-    Interval *x = p.intervals + (int64_t)tile * size;
-    for (int i = threadIdx.x % WARP; i < size; i += WARP)
-        x[i] = interval_of(p.mask, tile * size + i);
-    __syncwarp();
-    const Limits l = mask_limits_all(p.mask, x, tile * size, size);
-    if (threadIdx.x % WARP == 0) p.limits[tile] = l;
-}
-
-/* sum of x y over a chunk of 8 columns */
-static __device__ __forceinline__ float chunk_dot(const bf16 *x, const bf16 *y, int n, bool wide) {
-    float sum = 0;
-    if (wide) {
-        const Pack<bf16> a = load_pack(x), b = load_pack(y);
-#pragma unroll
-        for (int e = 0; e < 8; e++) sum += to_float(a.at[e]) * to_float(b.at[e]);
-    } else {
-        for (int e = 0; e < n; e++) sum += to_float(x[e]) * to_float(y[e]);
-    }
-    return sum;
-}
-
-/* RowSums: eight lanes a row, heads of one token behind each other. Reads dout and out once. */
-static __global__ void rows_kernel(Backward p) {
-    enum { LANES = 8 };
-    const int64_t i = global_thread() / LANES;
-    const int lane = threadIdx.x % LANES;
-    const int h = (int)(i % p.H), t = (int)(i / p.H % p.cut.q_pad),
-              b = (int)(i / p.H / p.cut.q_pad);
-    float delta = 0;
-    if (b < p.B && t < p.mask.Tq) {
-        const bf16 *x = p.out.data + b * p.out.b + (int64_t)t * p.out.t + h * p.out.h;
-        const bf16 *y = p.dout.data + b * p.dout.b + (int64_t)t * p.dout.t + h * p.dout.h;
-        for (int d = 8 * lane; d < p.D; d += 8 * LANES)
-            delta += chunk_dot(x + d, y + d, min(8, p.D - d), p.out.wide && p.dout.wide);
-    }
-    for (int lanes = LANES / 2; lanes > 0; lanes /= 2)
-        delta += __shfl_xor_sync(FULL_WARP, delta, lanes);
-    if (b >= p.B || lane) return;
-    const int64_t head = (int64_t)b * p.H + h;
-    const float lse = t < p.mask.Tq ? p.lse[head * p.mask.Tq + t] : -INFINITY;
-    p.rows[head * p.cut.q_pad + t] = {lse == -INFINITY ? INFINITY : lse * LOG2E, delta};
-}
+#include "kernels/cuda/flash_backward.cuh"
 
 /* ---- the tiles ---- */
 
@@ -194,47 +108,6 @@ static __device__ __forceinline__ void scores(float s[ROWS / 8][4], const uint32
     }
 }
 
-/* A warp's work on a tile of queries: head h of batch b, the queries from `row` on, the lane's
- * first key, and what is known of the queries. */
-typedef struct Meeting {
-    int b, h, row, key;
-    const RowSums *sums;
-    const Interval *intervals;
-} Meeting;
-
-/* s' = k q' becomes the modified score in units of log 2, and dp' becomes (dp' - delta) times the
- * derivative of that by the score. */
-template <int ROWS>
-static __device__ __forceinline__ void modify(float s[ROWS / 8][4], float dp[ROWS / 8][4],
-                                              const Backward &p, const Meeting &me) {
-#pragma unroll
-    for (int n = 0; n < ROWS / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const int i = 8 * n + threadIdx.x % 4 * 2 + e % 2, key = me.key + e / 2 * 8;
-            const float score = p.scale * s[n][e];
-            s[n][e] = LOG2E * mask_score(p.mask, score, me.b, me.h, me.row + i, key);
-            dp[n][e] = (dp[n][e] - me.sums[i].delta) *
-                       mask_slope(p.mask, score, me.b, me.h, me.row + i, key);
-        }
-}
-
-/* s' = -inf where the query does not see the key; there a modified score's slope may be anything.
- */
-template <int ROWS>
-static __device__ __forceinline__ void hide(float s[ROWS / 8][4], float dp[ROWS / 8][4],
-                                            const Backward &p, const Meeting &me) {
-#pragma unroll
-    for (int n = 0; n < ROWS / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const int i = 8 * n + threadIdx.x % 4 * 2 + e % 2, key = me.key + e / 2 * 8;
-            if (mask_sees(p.mask, me.intervals[i], me.b, me.h, me.row + i, key)) continue;
-            s[n][e] = -INFINITY;
-            if (FLEX_HAS_SCORE) dp[n][e] = 0;
-        }
-}
-
 /* s' becomes p', dp' becomes ds' without its scale. */
 template <int ROWS>
 static __device__ __forceinline__ void cells(float s[ROWS / 8][4], float dp[ROWS / 8][4],
@@ -284,20 +157,6 @@ static __device__ __forceinline__ void keys_tile(const Backward &p, BackwardShar
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
     tile_put<shared.DS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
     add_queries<D, ROWS>(w.dk, dp, shared.q[stage]);
-}
-
-/* Warps divide dq (ROWS, D) so: 16 rows and COLS columns each. */
-template <int D, int ROWS>
-struct QuerySums {
-    static constexpr int DOWN = ROWS / 16, COLS = D * DOWN / 8;
-};
-
-/* A thread's sums of a tile: packs 128 apart from here on, those of the second 128 threads after
- * all of the first. */
-enum { SUMS_STEP = THREADS / 2 };
-template <int N>
-static __device__ __forceinline__ int sums_at() {
-    return threadIdx.x / SUMS_STEP * (N * SUMS_STEP) + threadIdx.x % SUMS_STEP;
 }
 
 /* dq += ds k of 16 keys */
@@ -451,36 +310,5 @@ static __global__ void __launch_bounds__(THREADS, 1)
     backward_block<D, ROWS>(p);
 }
 #endif
-
-/* dq = scale (the chunks' sums, in their order); a block a tile of queries. */
-template <int D, int ROWS>
-static __global__ void __launch_bounds__(THREADS) add_kernel(Backward p) {
-    constexpr int DOWN = QuerySums<D, ROWS>::DOWN, N = QuerySums<D, ROWS>::COLS / 8;
-    __shared__ __align__(16) bf16 out[ROWS * D];
-    const Cut &cut = p.cut;
-    const int tile = blockIdx.x % cut.n_q, head = blockIdx.x / cut.n_q, warp = threadIdx.x / WARP;
-    const Limits l = p.limits[tile];
-    const int first = l.first / KEYS / cut.chunk, end = (l.end - 1) / KEYS / cut.chunk + 1;
-    float dq[N][4] = {};
-    for (int chunk = l.end ? first : end; chunk < end; chunk++) {
-        const int64_t slot = (int64_t)head * cut.chunks + chunk;
-        const int keys = chunk * cut.chunk * KEYS;
-        if (p.mask.visit && !plan_any(p.mask, p.mask.visit, 0, head / p.H, head % p.H, tile * ROWS,
-                                      ROWS, keys, keys + cut.chunk * KEYS))
-            continue;
-        const Pack<float> *sums =
-            p.sums + (slot * cut.width + tile - p.starts[slot]) * (ROWS * D / 4) + sums_at<N>();
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            const Pack<float> x = load_pack(sums[n * SUMS_STEP].at);
-#pragma unroll
-            for (int e = 0; e < 4; e++) dq[n][e] += x.at[e];
-        }
-    }
-    tile_put<D, N>(out, warp % DOWN * 16, warp / DOWN * 8 * N, dq, p.scale, p.scale);
-    __syncthreads();
-    tile_store<D>(head_rows(p.dq, head / p.H, head % p.H, p.mask.Tq, p.D),
-                  tile * ROWS + warp * (ROWS / 8), out, warp * (ROWS / 8), ROWS / 8);
-}
 
 #endif

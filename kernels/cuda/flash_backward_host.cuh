@@ -3,7 +3,7 @@
 #ifndef KERNELS_CUDA_FLASH_BACKWARD_HOST_CUH
 #define KERNELS_CUDA_FLASH_BACKWARD_HOST_CUH
 
-#include "kernels/cuda/flash_backward_bf16.cuh"
+#include "kernels/cuda/flash_backward.cuh"
 #include "kernels/cuda/flash_host.cuh"
 
 /* Heads padded to d_pad numbers, `tile` queries a tile; total is the bytes of the workspace. */

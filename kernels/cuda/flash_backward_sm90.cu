@@ -18,7 +18,7 @@ static TensorMap map_of(Ctx *c, const AttnArgs *a, const void *data, AttnStride 
 template <int D>
 static void backward_start(Ctx *c, const BackwardSm90 &p) {
     const Cut &cut = p.b.cut;
-    launch(c, tiles_sm90_kernel<D>, dim3((unsigned)(cut.heads * cut.chunks)), dim3(SM90_THREADS),
+    launch(c, backward_sm90_kernel<D>, dim3((unsigned)(cut.heads * cut.chunks)), dim3(SM90_THREADS),
            sizeof(BackwardSm90Shared<D>), p);
     if (p.b.dq.data)
         launch(c, add_kernel<D, QUERIES>, dim3((unsigned)(cut.heads * cut.n_q)), dim3(THREADS), 0,
@@ -26,12 +26,10 @@ static void backward_start(Ctx *c, const BackwardSm90 &p) {
 }
 
 void flash_backward_sm90(Ctx *c, const AttnArgs *a, CudaMask m) {
-    const BackwardSm90 p = {flash_backward_begin(c, a, m, cut_sm90(a)),
-                            map_of(c, a, a->q, a->qs, a->Tq, QUERIES),
-                            map_of(c, a, a->k, a->ks, a->Tk, KEYS),
-                            map_of(c, a, a->v, a->vs, a->Tk, KEYS),
-                            map_of(c, a, a->dout, a->os, a->Tq, QUERIES),
-                            map_of(c, a, a->dk, a->ks, a->Tk, HALF),
-                            map_of(c, a, a->dv, a->vs, a->Tk, HALF)};
+    const BackwardSm90 p = {
+        flash_backward_begin(c, a, m, cut_sm90(a)),   map_of(c, a, a->q, a->qs, a->Tq, QUERIES),
+        map_of(c, a, a->k, a->ks, a->Tk, KEYS),       map_of(c, a, a->v, a->vs, a->Tk, KEYS),
+        map_of(c, a, a->dout, a->os, a->Tq, QUERIES), map_of(c, a, a->dk, a->ks, a->Tk, HALF),
+        map_of(c, a, a->dv, a->vs, a->Tk, HALF)};
     (a->D == 64 ? backward_start<64> : backward_start<128>)(c, p);
 }

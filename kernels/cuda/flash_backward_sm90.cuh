@@ -2,16 +2,16 @@
 #ifndef KERNELS_CUDA_FLASH_BACKWARD_SM90_CUH
 #define KERNELS_CUDA_FLASH_BACKWARD_SM90_CUH
 
-#include "kernels/cuda/flash_backward_bf16.cuh"
+#include "kernels/cuda/flash_backward.cuh"
 #include "kernels/cuda/flash_sm90.cuh"
 
 enum {
-    QUERIES = 64,                      /* of a tile */
-    HALF = KEYS / 2,                   /* keys of a warpgroup */
-    CONSUMERS = 2,                     /* warpgroups that compute; one more feeds them */
+    QUERIES = 64,    /* of a tile */
+    HALF = KEYS / 2, /* keys of a warpgroup */
+    CONSUMERS = 2,   /* warpgroups that compute; one more feeds them */
     CONSUMER_WARPS = 2 * WARPGROUP / WARP,
     SM90_THREADS = 3 * WARPGROUP,
-    SUMS = QUERIES * PANEL             /* numbers of dq that a warpgroup makes at once */
+    SUMS = QUERIES * PANEL /* numbers of dq that a warpgroup makes at once */
 };
 
 typedef struct BackwardSm90 {
@@ -19,11 +19,22 @@ typedef struct BackwardSm90 {
     TensorMap q, k, v, dout, dk, dv; /* boxes: of QUERIES, KEYS, and of dk and dv HALF rows */
 } BackwardSm90;
 
-/* What the producer says of a stage. */
+/* What a block does: tiles first .. last - 1 of the keys of one head. slot: of starts, and sums. */
+typedef struct Chunk {
+    int b, h, first, last;
+    int64_t slot;
+} Chunk;
+
+/* What consumers are told of a stage: where its sums of dq lie among the chunk's (-1: the tile of
+ * keys ends, and no queries came), its first query, and what the mask says of it. */
+enum {
+    SEES = 1,
+    BOTH = 3,
+    FULL = 4,
+    FRESH = 16
+}; /* SEES, FULL: of the first half of keys; << 1: second */
 typedef struct TileNote {
-    int slot;     /* of the chunk's sums; -1: the tile of keys ends, and nothing came */
-    bool fresh;   /* there are no sums yet */
-    Limits limits;
+    int slot, row, look; /* FRESH: there are no sums yet */
 } TileNote;
 
 template <int D>
@@ -31,8 +42,8 @@ struct BackwardSm90Shared {
     static constexpr int STAGES = D == 64 ? 4 : 2, KEY_STAGES = D == 64 ? 2 : 1;
     bf16 k[KEY_STAGES][KEYS * D], v[KEY_STAGES][KEYS * D];
     bf16 q[STAGES][QUERIES * D], dout[STAGES][QUERIES * D];
-    bf16 ds[2][KEYS * QUERIES];   /* ds', of even and of odd slots */
-    float sums[CONSUMERS][SUMS];  /* of dq, on their way out; dk and dv later */
+    bf16 ds[2][KEYS * QUERIES];  /* ds', of even and of odd slots */
+    float sums[CONSUMERS][SUMS]; /* of dq, on their way out; dk and dv later */
     RowSums rows[STAGES][QUERIES];
     Interval intervals[STAGES][QUERIES];
     TileNote notes[STAGES];
@@ -42,73 +53,93 @@ struct BackwardSm90Shared {
 
 /* ---- the producer: one warp ---- */
 
-/* The first place from `at` on whose tile of queries sees a key in first .. end - 1; n: none. The
- * tiles l[0 .. n - 1] are visited upwards, or downwards. */
-static __device__ __forceinline__ int visit_next(const Limits *l, int n, bool down, int at,
-                                                 int first, int end) {
+/* Of `n` tiles of queries from `start` on, the first from place `at` on that sees a key in first ..
+ * end - 1; n: none. They are visited upwards, or downwards. */
+static __device__ __forceinline__ int visit_next(const Backward &p, int head, int start, int n,
+                                                 bool down, int at, int first, int end) {
     for (; at < n; at += WARP) {
-        const int i = at + threadIdx.x % WARP;
-        const bool sees = i < n && limits_see(l[down ? n - 1 - i : i], first, end);
+        const int i = at + threadIdx.x % WARP, tile = start + (down ? n - 1 - i : i);
+        const bool sees = i < n && mask_meets(p.mask, p.limits[tile], head / p.H, head % p.H,
+                                              tile * QUERIES, QUERIES, first, end);
         const unsigned lanes = __ballot_sync(FULL_WARP, sees);
         if (lanes) return at + __ffs((int)lanes) - 1;
     }
     return n;
 }
 
-/* One thread: the tile's rows begin to come. */
+/* What the mask says of a tile of queries and the tile of keys from col on, where the chunk's begin
+ * at `first`. */
+static __device__ __forceinline__ int tile_look(const Backward &p, int b, int h, int tile,
+                                                int first, int col) {
+    const int row = tile * QUERIES;
+    const Limits l = p.limits[tile];
+    int look = 0;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int key = col + half * HALF, end = key + HALF;
+        look |= mask_meets(p.mask, l, b, h, row, QUERIES, key, end) ? SEES << half : 0;
+        look |= mask_full(p.mask, l, b, h, row, QUERIES, key, end) ? FULL << half : 0;
+    }
+    const bool met = first < col && mask_meets(p.mask, l, b, h, row, QUERIES, first, col);
+    return look | (met ? 0 : FRESH);
+}
+
+/* One thread: a tile of queries begins to come. */
 template <int D>
 static __device__ __forceinline__ void queries_begin(const BackwardSm90 &p,
                                                      BackwardSm90Shared<D> &shared, int stage,
-                                                     int head, int tile, const TileNote &note) {
-    const int b = head / p.b.H, h = head % p.b.H, row = tile * QUERIES;
+                                                     int b, int h, const TileNote &note) {
     Barrier *full = &shared.full[stage];
+    const RowSums *rows = p.b.rows + (int64_t)(b * p.b.H + h) * p.b.cut.q_pad + note.row;
     shared.notes[stage] = note;
     barrier_expect(full, (int)(sizeof shared.q[0] + sizeof shared.dout[0] + sizeof shared.rows[0] +
                                sizeof shared.intervals[0]));
-    panels_load<D>(shared.q[stage], &p.q, full, QUERIES, row, h, b);
-    panels_load<D>(shared.dout[stage], &p.dout, full, QUERIES, row, h, b);
-    copy_bytes(shared.rows[stage], p.b.rows + (int64_t)head * p.b.cut.q_pad + row,
-               sizeof shared.rows[0], full);
-    copy_bytes(shared.intervals[stage], p.b.intervals + row, sizeof shared.intervals[0], full);
+    panels_load<D>(shared.q[stage], &p.q, full, QUERIES, note.row, h, b);
+    panels_load<D>(shared.dout[stage], &p.dout, full, QUERIES, note.row, h, b);
+    copy_bytes(shared.rows[stage], rows, sizeof shared.rows[0], full);
+    copy_bytes(shared.intervals[stage], p.b.intervals + note.row, sizeof shared.intervals[0], full);
+}
+
+/* Likewise a tile of keys and values. */
+template <int D>
+static __device__ __forceinline__ void keys_begin(const BackwardSm90 &p,
+                                                  BackwardSm90Shared<D> &shared, int stage, int b,
+                                                  int h, int key) {
+    Barrier *full = &shared.keys_full[stage];
+    barrier_expect(full, (int)(sizeof shared.k[0] + sizeof shared.v[0]));
+    panels_load<D>(shared.k[stage], &p.k, full, KEYS, key, h, b);
+    panels_load<D>(shared.v[stage], &p.v, full, KEYS, key, h, b);
 }
 
 template <int D>
-static __device__ __forceinline__ void produce(const BackwardSm90 &p,
-                                               BackwardSm90Shared<D> &shared, int head, int chunk) {
+static __device__ __forceinline__ void backward_load(const BackwardSm90 &p,
+                                                     BackwardSm90Shared<D> &shared,
+                                                     const Chunk &c) {
     typedef BackwardSm90Shared<D> S;
     const Cut &cut = p.b.cut;
-    const int first = chunk * cut.chunk, last = min(cut.n_k, first + cut.chunk);
     const bool leads = threadIdx.x % WARP == 0;
-    const int start = visit_next(p.b.limits, cut.n_q, false, 0, first * KEYS, last * KEYS);
-    const int n = cut.n_q - start -
-                  visit_next(p.b.limits + start, cut.n_q - start, true, 0, first * KEYS, last * KEYS);
-    const Limits *limits = p.b.limits + start;
-    if (head == 0 && leads) p.b.starts[chunk] = start;
+    const int from = c.first * KEYS, to = c.last * KEYS, head = c.b * p.b.H + c.h;
+    const int start = visit_next(p.b, head, 0, cut.n_q, false, 0, from, to), n_q = cut.n_q - start;
+    const int n = n_q - visit_next(p.b, head, start, n_q, true, 0, from, to);
     RingPlace at = {0, 0}, k = {0, 0};
-    for (int keys = first; keys < last; keys++) {
-        const int col = keys * KEYS;
-        const bool down = (keys - first) % 2 == 1;
+    if (leads) p.b.starts[c.slot] = start;
+    for (int col = from; col < to; col += KEYS) {
+        const bool down = (col - from) / KEYS % 2 == 1;
         barrier_wait(&shared.keys_empty[k.stage], k.parity ^ 1);
-        if (leads) {
-            Barrier *full = &shared.keys_full[k.stage];
-            barrier_expect(full, (int)(sizeof shared.k[0] + sizeof shared.v[0]));
-            panels_load<D>(shared.k[k.stage], &p.k, full, KEYS, col, head % p.b.H, head / p.b.H);
-            panels_load<D>(shared.v[k.stage], &p.v, full, KEYS, col, head % p.b.H, head / p.b.H);
-        }
+        if (leads) keys_begin(p, shared, k.stage, c.b, c.h, col);
         ring_next<S::KEY_STAGES>(k);
-        for (int i = -1; i < n;) {
-            i = visit_next(limits, n, down, i + 1, col, col + KEYS);
+        for (int i = -1; i < n; ring_next<S::STAGES>(at)) {
+            i = visit_next(p.b, head, start, n, down, i + 1, col, col + KEYS);
             barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
             if (leads && i < n) {
-                const int slot = down ? n - 1 - i : i;
-                const Limits l = limits[slot];
-                queries_begin(p, shared, at.stage, head, start + slot,
-                              {slot, keys == max(first, l.first / KEYS), l});
+                const int slot = down ? n - 1 - i : i, tile = start + slot;
+                queries_begin(p, shared, at.stage, c.b, c.h,
+                              {slot, tile * QUERIES, tile_look(p.b, c.b, c.h, tile, from, col)});
             } else if (leads) {
                 shared.notes[at.stage].slot = -1;
                 barrier_arrive(&shared.full[at.stage]);
             }
-            ring_next<S::STAGES>(at);
+            __syncwarp();
         }
     }
 }
@@ -123,11 +154,6 @@ struct GroupKeys {
     uint32_t k[D / 16][4], v[D / 16][4];
     float dk[D / 8][4], dv[D / 8][4];
 };
-
-/* Where a warpgroup is: in the rings, and in the uses of the two buffers of ds (a bit each). */
-typedef struct GroupPlace {
-    int group, stage, key_stage, uses;
-} GroupPlace;
 
 /* All lanes' accesses come before. */
 static __device__ __forceinline__ void warp_arrive(Barrier *b) {
@@ -156,39 +182,42 @@ static __device__ __forceinline__ void group_product(float (&d)[8][4], uint32_t 
     wgmma_commit();
 }
 
-/* s becomes p, with 0 where the query does not see the key. key: the lane's first. */
-static __device__ __forceinline__ void group_softmax(float (&s)[8][4], const RowSums *rows,
-                                                     const Interval *intervals, bool full, int key,
-                                                     float scale, float (&delta)[8][2]) {
-    if (!full) hide<QUERIES>(s, intervals, key);
+/* Where a warpgroup is: its number, its stages of the rings, and the uses of the two buffers of ds,
+ * a bit each. */
+typedef struct GroupPlace {
+    int group, stage, key_stage, uses;
+} GroupPlace;
+
+/* The group's keys, from `key` on, against a tile of queries: adds to dk and dv, leaves ds' in
+ * shared memory. */
+template <int D>
+static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm90Shared<D> &shared,
+                                                  GroupKeys<D> &w, const GroupPlace &at,
+                                                  const TileNote &note, Meeting me) {
+    const int ds = note.slot % 2, row = HALF * at.group;
+    const int warp_row = row + threadIdx.x % WARPGROUP / WARP * 16;
+    const float scale = FLEX_HAS_SCORE ? 1.0f : p.scale * LOG2E;
+    float s[8][4], dp[8][4], delta[8][2];
+    uint32_t a[4][4], b[4][4];
+    group_product<D>(s, w.k, shared.k[at.key_stage], row, shared.q[at.stage]);
+    group_product<D>(dp, w.v, shared.v[at.key_stage], row, shared.dout[at.stage]);
+    wgmma_wait<1>(s);
+    if (FLEX_HAS_SCORE) {
+        wgmma_wait<0>(dp);
+        modify<QUERIES>(s, dp, p, me);
+    }
+    if (!(note.look & FULL << at.group)) hide<QUERIES>(s, dp, p, me);
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        const Pack<float> r = load_pack(&rows[8 * n + threadIdx.x % 4 * 2].lse);
-        delta[n][0] = r.at[1];
-        delta[n][1] = r.at[3];
+    for (int n = 0; n < 8; n++) { /* p' */
+        const Pack<float> r = load_pack(&me.sums[8 * n + threadIdx.x % 4 * 2].lse);
+        delta[n][0] = FLEX_HAS_SCORE ? 0.0f : r.at[1];
+        delta[n][1] = FLEX_HAS_SCORE ? 0.0f : r.at[3];
 #pragma unroll
         for (int e = 0; e < 4; e++) s[n][e] = exp2_fast(fmaf(s[n][e], scale, -r.at[e % 2 * 2]));
     }
-}
-
-/* The group's keys against a tile of queries: adds to dk and dv, leaves ds' in shared memory. */
-template <int D>
-static __device__ __forceinline__ void group_tile(BackwardSm90Shared<D> &shared, GroupKeys<D> &w,
-                                                  const GroupPlace &at, const TileNote &note,
-                                                  int key, float scale) {
-    const int stage = at.stage, ds = note.slot % 2, row = HALF * at.group;
-    const int warp_row = threadIdx.x % WARPGROUP / WARP * 16, lane_row = threadIdx.x % WARP / 4;
-    float s[8][4], dp[8][4], delta[8][2];
-    uint32_t a[4][4], b[4][4];
-    group_product<D>(s, w.k, shared.k[at.key_stage], row, shared.q[stage]);
-    group_product<D>(dp, w.v, shared.v[at.key_stage], row, shared.dout[stage]);
-    wgmma_wait<1>(s);
-    group_softmax(s, shared.rows[stage], shared.intervals[stage],
-                  limits_full(note.limits, key, key + HALF), key + warp_row + lane_row, scale,
-                  delta);
     wgmma_wait<0>(dp);
 #pragma unroll
-    for (int n = 0; n < 8; n++)
+    for (int n = 0; n < 8; n++) /* ds' without its scale */
 #pragma unroll
         for (int e = 0; e < 4; e++) dp[n][e] = s[n][e] * (dp[n][e] - delta[n][e % 2]);
 #pragma unroll
@@ -196,11 +225,11 @@ static __device__ __forceinline__ void group_tile(BackwardSm90Shared<D> &shared,
         pack_a(a[n], &s[2 * n]);
         pack_a(b[n], &dp[2 * n]);
     }
-    product_down<4>(w.dv, a, shared.dout[stage], QUERIES);
-    product_down<4>(w.dk, b, shared.q[stage], QUERIES);
+    product_down<4>(w.dv, a, shared.dout[at.stage], QUERIES);
+    product_down<4>(w.dk, b, shared.q[at.stage], QUERIES);
     wgmma_commit();
     barrier_wait(&shared.ds_empty[ds], (at.uses >> ds & 1) ^ 1);
-    tile_put<QUERIES, 8>(shared.ds[ds], row + warp_row, 0, dp, 1.0f, 1.0f);
+    tile_put<QUERIES, 8>(shared.ds[ds], warp_row, 0, dp, 1.0f, 1.0f);
     fence_shared_to_async();
     warp_arrive(&shared.ds_full[ds]);
     wgmma_wait<0>(w.dv);
@@ -218,7 +247,8 @@ static __device__ __forceinline__ void sums_free(int group) {
 template <int keys>
 static __device__ __forceinline__ void keys_product(float (&dq)[8][4], const bf16 *ds,
                                                     const bf16 *k) {
-    const Matrix from_ds = matrix_down(ds, KEYS * PANEL_ROW), from_k = matrix_down(k, KEYS * PANEL_ROW);
+    const Matrix from_ds = matrix_down(ds, KEYS * PANEL_ROW),
+                 from_k = matrix_down(k, KEYS * PANEL_ROW);
     wgmma_fence(dq);
 #pragma unroll
     for (int row = 0; row < keys; row += 16)
@@ -233,22 +263,21 @@ static __device__ __forceinline__ void keys_product(float (&dq)[8][4], const bf1
 template <int D>
 static __device__ __forceinline__ void group_queries(BackwardSm90Shared<D> &shared,
                                                      const GroupPlace &at, const TileNote &note,
-                                                     int col, float *to) {
+                                                     float *to) {
     const int buffer = note.slot % 2, thread = threadIdx.x % WARPGROUP;
-    const bool upper = limits_see(note.limits, col, col + HALF);
-    const bool lower = limits_see(note.limits, col + HALF, col + KEYS);
     const bf16 *ds = shared.ds[buffer];
     const int part = D == 64 ? 0 : at.group; /* which 64 columns */
+    const int half = note.look & SEES ? 0 : HALF * PANEL;
     const bf16 *k = shared.k[at.key_stage] + part * KEYS * PANEL;
     float *sums = shared.sums[at.group];
     float dq[8][4];
     sums_free(at.group);
     barrier_wait(&shared.ds_full[buffer], at.uses >> buffer & 1);
     if (to) {
-        if (upper && lower)
+        if ((note.look & BOTH) == BOTH)
             keys_product<KEYS>(dq, ds, k);
         else
-            keys_product<HALF>(dq, ds + (upper ? 0 : HALF * PANEL), k + (upper ? 0 : HALF * PANEL));
+            keys_product<HALF>(dq, ds + half, k + half);
     }
     warp_arrive(&shared.ds_empty[buffer]);
     if (!to) return;
@@ -259,7 +288,7 @@ static __device__ __forceinline__ void group_queries(BackwardSm90Shared<D> &shar
     fence_shared_to_async();
     group_sync(at.group);
     if (thread) return;
-    if (note.fresh)
+    if (note.look & FRESH)
         store_bytes(to + part * SUMS, sums, sizeof shared.sums[0]);
     else
         add_bytes(to + part * SUMS, sums, sizeof shared.sums[0]);
@@ -269,19 +298,20 @@ static __device__ __forceinline__ void group_queries(BackwardSm90Shared<D> &shar
 /* The group's 64 rows of a gradient, by way of its sums' place. */
 template <int D>
 static __device__ __forceinline__ void group_store(const FlashView &to, const TensorMap *map,
-                                                   float *sums, int group, int key, int h, int b,
+                                                   float *sums, int group, const Chunk &c, int col,
                                                    const float (&x)[D / 8][4], float scale) {
     bf16 *rows = (bf16 *)sums;
     const int warp_row = threadIdx.x % WARPGROUP / WARP * 16;
     if (!to.data) return;
     sums_free(group);
 #pragma unroll
-    for (int col = 0; col < D; col += PANEL)
-        tile_put<PANEL, 8>(rows + HALF * col, warp_row, 0, &x[col / 8], scale, scale);
+    for (int i = 0; i < D; i += PANEL)
+        tile_put<PANEL, 8>(rows + HALF * i, warp_row, 0, &x[i / 8], scale, scale);
     fence_shared_to_async();
     group_sync(group);
     if (threadIdx.x % WARPGROUP) return;
-    for (int col = 0; col < D; col += PANEL) store_box(map, rows + HALF * col, col, key, h, b);
+    for (int i = 0; i < D; i += PANEL)
+        store_box(map, rows + HALF * i, i, col + HALF * group, c.h, c.b);
     copies_commit();
 }
 
@@ -302,18 +332,17 @@ static __device__ __forceinline__ void group_begin(GroupKeys<D> &w, bf16 *k, bf1
 }
 
 template <int D>
-static __device__ __forceinline__ void consume(const BackwardSm90 &p,
-                                               BackwardSm90Shared<D> &shared, int head, int chunk) {
+static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
+                                                        BackwardSm90Shared<D> &shared,
+                                                        const Chunk &c) {
     typedef BackwardSm90Shared<D> S;
-    const Cut &cut = p.b.cut;
-    const int first = chunk * cut.chunk, last = min(cut.n_k, first + cut.chunk);
-    const int warp = threadIdx.x / WARP, b = head / p.b.H, h = head % p.b.H;
-    float *sums = (float *)p.b.sums + ((int64_t)head * cut.chunks + chunk) * cut.width * QUERIES * D;
+    const int warp = threadIdx.x / WARP;
+    float *sums = (float *)p.b.sums + c.slot * p.b.cut.width * (QUERIES * D);
+    RingPlace ring = {0, 0}, k = {0, 0};
     GroupPlace at = {};
     at.group = __shfl_sync(FULL_WARP, warp / (WARPGROUP / WARP), 0);
-    RingPlace ring = {0, 0}, k = {0, 0};
-    for (int keys = first; keys < last; keys++) {
-        const int col = keys * KEYS, key = col + HALF * at.group;
+    for (int col = c.first * KEYS; col < c.last * KEYS; col += KEYS) {
+        const int key = col + 16 * warp + threadIdx.x % WARP / 4;
         GroupKeys<D> w;
         at.key_stage = k.stage;
         barrier_wait(&shared.keys_full[k.stage], k.parity);
@@ -322,24 +351,26 @@ static __device__ __forceinline__ void consume(const BackwardSm90 &p,
             at.stage = ring.stage;
             barrier_wait(&shared.full[ring.stage], ring.parity);
             const TileNote note = shared.notes[ring.stage];
-            const int buffer = note.slot % 2;
+            const int ds = note.slot % 2;
             if (note.slot < 0) break;
-            if (limits_see(note.limits, key, key + HALF))
-                group_tile<D>(shared, w, at, note, key, p.b.scale * LOG2E);
+            if (note.look & SEES << at.group)
+                group_keys<D>(p.b, shared, w, at, note,
+                              {c.b, c.h, note.row, key, shared.rows[ring.stage],
+                               shared.intervals[ring.stage]});
             else
-                warp_arrive(&shared.ds_full[buffer]);
+                warp_arrive(&shared.ds_full[ds]);
             warp_arrive(&shared.empty[ring.stage]);
-            if (D == 128 || buffer == at.group)
-                group_queries<D>(shared, at, note, col,
+            if (D == 128 || ds == at.group)
+                group_queries<D>(shared, at, note,
                                  p.b.dq.data ? sums + (int64_t)note.slot * (QUERIES * D) : NULL);
-            at.uses ^= 1 << buffer;
+            at.uses ^= 1 << ds;
         }
         warp_arrive(&shared.empty[ring.stage]);
-        ring_next<S::STAGES>(ring);
         warp_arrive(&shared.keys_empty[k.stage]);
+        ring_next<S::STAGES>(ring);
         ring_next<S::KEY_STAGES>(k);
-        group_store<D>(p.b.dv, &p.dv, shared.sums[at.group], at.group, key, h, b, w.dv, 1.0f);
-        group_store<D>(p.b.dk, &p.dk, shared.sums[at.group], at.group, key, h, b, w.dk, p.b.scale);
+        group_store<D>(p.b.dv, &p.dv, shared.sums[at.group], at.group, c, col, w.dv, 1.0f);
+        group_store<D>(p.b.dk, &p.dk, shared.sums[at.group], at.group, c, col, w.dk, p.b.scale);
     }
     if (threadIdx.x % WARPGROUP == 0) copies_read<0>();
 }
@@ -364,20 +395,35 @@ static __device__ __forceinline__ void barriers_init(BackwardSm90Shared<D> &shar
 }
 
 template <int D>
-static __global__ void __launch_bounds__(SM90_THREADS, 1)
-    tiles_sm90_kernel(const __grid_constant__ BackwardSm90 p) {
+static __device__ __forceinline__ void backward_sm90_block(const BackwardSm90 &p) {
     BackwardSm90Shared<D> &shared = *(BackwardSm90Shared<D> *)shared_block();
+    const Cut &cut = p.b.cut;
     /* the first chunks of all heads first, which the most queries see under a causal mask */
-    const int head = blockIdx.x % p.b.cut.heads, chunk = blockIdx.x / p.b.cut.heads;
+    const int head = blockIdx.x % cut.heads, chunk = blockIdx.x / cut.heads;
+    const Chunk c = {head / p.b.H, head % p.b.H, chunk * cut.chunk,
+                     min(cut.n_k, (chunk + 1) * cut.chunk), (int64_t)head * cut.chunks + chunk};
     if (threadIdx.x == 0) barriers_init(shared);
     __syncthreads();
     if (threadIdx.x >= CONSUMERS * WARPGROUP) {
         registers_shrink<24>();
-        if (threadIdx.x / WARP == CONSUMER_WARPS) produce(p, shared, head, chunk);
+        if (threadIdx.x / WARP == CONSUMER_WARPS) backward_load(p, shared, c);
     } else {
         registers_grow<240>();
-        consume(p, shared, head, chunk);
+        backward_compute(p, shared, c);
     }
 }
+
+#if FLEX_RUNTIME
+extern "C" __global__ void __launch_bounds__(SM90_THREADS, 1)
+    flex_backward(const __grid_constant__ BackwardSm90 p) {
+    backward_sm90_block<FLEX_D>(p);
+}
+#else
+template <int D>
+static __global__ void __launch_bounds__(SM90_THREADS, 1)
+    backward_sm90_kernel(const __grid_constant__ BackwardSm90 p) {
+    backward_sm90_block<D>(p);
+}
+#endif
 
 #endif

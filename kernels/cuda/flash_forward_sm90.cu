@@ -1,5 +1,6 @@
 /* The host's side of the forward for Hopper. */
 #include "kernels/cuda/flash_forward_sm90.cuh"
+#include "kernels/cuda/flash_host.cuh"
 #include "kernels/cuda/tensor_map.cuh"
 
 /* Heads whose keys and values stay in L2 together are computed together. */
@@ -15,15 +16,12 @@ static void forward_start(Ctx *c, const AttnArgs *a, CudaMask m) {
                        tensor_map(c, a->v, a->vs, a->B, a->Tk, a->H, D, KEYS),
                        tensor_map(c, a->out, a->os, a->B, a->Tq, a->H, D, STRIP),
                        (float *)a->lse,
-                       m.lo,
-                       m.hi,
+                       flash_mask(a, &m),
                        heads,
                        a->H,
-                       a->Tq,
-                       a->Tk,
-                       a->offset,
                        n_tiles,
                        fit < heads ? fit : heads,
+                       a->scale,
                        a->scale * LOG2E};
     const int items = heads * n_tiles, n_sm = cuda_of(c)->n_sm;
     launch(c, forward_sm90_kernel<D>, dim3((unsigned)(items < n_sm ? items : n_sm)),

@@ -8,6 +8,7 @@
 
 enum {
     KEYS = 128,  /* of a tile */
+    HALF = 64,
     SLOTS = 2,   /* items of work whose queries are in shared memory */
     GROUP = 64,  /* queries of a warpgroup */
     STRIP = 16,  /* queries of a warp: rows of out's box */
@@ -27,23 +28,33 @@ struct ForwardShape {
 typedef struct Forward {
     TensorMap q, k, v, out;
     float *lse;
-    const int32_t *lo, *hi;
-    int heads, H, Tq, Tk, offset, n_tiles, group;
-    float scale; /* to scores in units of log 2 */
+    FlashMask mask;
+    int heads, H, n_tiles, group;
+    float scale, factor; /* factor: to scores in units of log 2, scale log2(e) */
 } Forward;
 
-/* ROWS queries of one head, and the tiles of keys that some of them see. */
+/* An item of work: consecutive queries of one head. */
 typedef struct Item {
-    int b, h, row, key, tiles;
+    int b, h, row;
+    bool sees; /* whether there is a tile of keys */
 } Item;
+
+/* What a warpgroup is told of a tile of keys: that some of its queries see some of it, some of its
+ * second half, all of them all (of its first half where they see no more); and that the item has no
+ * further one. */
+enum { SEES = 1, SECOND = 2, FULL = 4, LAST = 8, NONE = 16 };
+
+typedef struct Tile {
+    int key, look[3]; /* the first key; by warpgroup */
+} Tile;
 
 template <int D>
 struct ForwardShared {
     typedef ForwardShape<D> S;
     bf16 k[S::STAGES][KEYS * D], v[S::STAGES][KEYS * D], q[SLOTS][S::ROWS * D];
     Interval rows[SLOTS][S::ROWS];
-    Limits limits[SLOTS][S::GROUPS]; /* of each warpgroup's rows */
     Item item[SLOTS];
+    Tile tile[S::STAGES];
     Barrier k_full[S::STAGES], k_empty[S::STAGES], v_full[S::STAGES], v_empty[S::STAGES];
     Barrier q_full[SLOTS], q_empty[SLOTS];
 };
@@ -55,65 +66,95 @@ struct ForwardShared {
 static __device__ __forceinline__ Item forward_place(const Forward &p, int rows, int i) {
     const int group = i / (p.group * p.n_tiles) * p.group, heads = min(p.group, p.heads - group);
     const int at = i % (p.group * p.n_tiles), head = group + at % heads;
-    return {head / p.H, head % p.H, (p.n_tiles - 1 - at / heads) * rows, 0, 0};
+    return {head / p.H, head % p.H, (p.n_tiles - 1 - at / heads) * rows, false};
 }
 
-/* What the slot's readers are told beside its queries. */
+/* The intervals of an item's rows; in lane g the limits of warpgroup g, in `all` the block's. */
 template <int D>
-static __device__ __forceinline__ Item forward_item(const Forward &p, ForwardShared<D> &shared,
-                                                    int slot, int i) {
+static __device__ __forceinline__ Limits forward_limits(const Forward &p, const Item &item,
+                                                        Interval *rows, Limits *all) {
     typedef ForwardShape<D> S;
-    Item item = forward_place(p, S::ROWS, i);
-    Interval *rows = shared.rows[slot];
     for (int r = threadIdx.x; r < S::ROWS; r += WARP)
-        rows[r] = interval_of(p.lo, p.hi, item.row + r, p.Tq, p.Tk, p.offset);
+        rows[r] = interval_of(p.mask, item.row + r);
     __syncwarp();
-    int first = INT_MAX, end = 0;
+    Limits mine = {INT_MAX, 0, INT_MAX, 0};
+    *all = mine;
+#pragma unroll 1 /* this warp has few registers */
     for (int g = 0; g < S::GROUPS; g++) {
-        const Limits l = warp_limits(rows + g * GROUP, GROUP);
-        if (threadIdx.x == 0) shared.limits[slot][g] = l;
-        first = min(first, l.first);
-        end = max(end, l.end);
+        const Limits l = mask_limits(p.mask, item.b, item.h, rows + g * GROUP,
+                                     item.row + g * GROUP, GROUP);
+        if (threadIdx.x == g) mine = l;
+        all->first = min(all->first, l.first);
+        all->end = max(all->end, l.end);
     }
-    if (first < end) {
-        item.key = first / GROUP * GROUP;
-        item.tiles = (end - item.key + KEYS - 1) / KEYS;
+    return mine;
+}
+
+/* What warpgroup threadIdx.x, whose limits are l, is told of the tile from `key` on. */
+static __device__ __forceinline__ int forward_look(const Forward &p, const Item &item,
+                                                   const Limits &l, int key) {
+    const int row = item.row + (int)threadIdx.x * GROUP;
+    const bool first = mask_meets(p.mask, l, item.b, item.h, row, GROUP, key, key + HALF);
+    const bool second = mask_meets(p.mask, l, item.b, item.h, row, GROUP, key + HALF, key + KEYS);
+    const int end = key + (second ? KEYS : HALF);
+    const bool full = mask_full(p.mask, l, item.b, item.h, row, GROUP, key, end);
+    return (first || second ? SEES : 0) | (second ? SECOND : 0) | (full ? FULL : 0);
+}
+
+/* One tile of keys or values. */
+template <int D>
+static __device__ __forceinline__ void forward_copy(bf16 *to, const TensorMap *map, Barrier *b,
+                                                    const Item &item, int key) {
+    barrier_expect(b, KEYS * D * (int)sizeof(bf16));
+    panels_load<D>(to, map, b, KEYS, key, item.h, item.b);
+}
+
+/* The tiles of an item that somebody sees. */
+template <int D>
+static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardShared<D> &shared,
+                                                    const Item &item, const Limits &mine,
+                                                    const Limits &all, int key, RingPlace &at) {
+    typedef ForwardShape<D> S;
+    const bool one = threadIdx.x == 0;
+    while (key < all.end) {
+        const int next = HALF * mask_next(p.mask, all, item.b, item.h, item.row, S::ROWS,
+                                          key / HALF + KEYS / HALF, HALF);
+        barrier_wait(&shared.k_empty[at.stage], at.parity ^ 1);
+        Tile &tile = shared.tile[at.stage];
+        if (one) tile.key = key;
+        if (threadIdx.x < S::GROUPS)
+            tile.look[threadIdx.x] =
+                forward_look(p, item, mine, key) | (next < all.end ? 0 : LAST);
+        __syncwarp();
+        if (one) forward_copy<D>(shared.k[at.stage], &p.k, &shared.k_full[at.stage], item, key);
+        barrier_wait(&shared.v_empty[at.stage], at.parity ^ 1);
+        if (one) forward_copy<D>(shared.v[at.stage], &p.v, &shared.v_full[at.stage], item, key);
+        __syncwarp();
+        key = next;
+        ring_next<S::STAGES>(at);
     }
-    if (threadIdx.x == 0) shared.item[slot] = item;
-    __syncwarp();
-    return item;
 }
 
 template <int D>
 static __device__ __forceinline__ void forward_load(const Forward &p, ForwardShared<D> &shared) {
     typedef ForwardShape<D> S;
-    enum { TILE_BYTES = KEYS * D * sizeof(bf16), Q_BYTES = S::ROWS * D * sizeof(bf16) };
-    const bool one = threadIdx.x == 0;
     RingPlace slot = {0, 0}, at = {0, 0};
     for (int i = blockIdx.x; i < p.heads * p.n_tiles; i += gridDim.x) {
         barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
-        const Item item = forward_item(p, shared, slot.stage, i);
-        if (one) {
+        Item item = forward_place(p, S::ROWS, i);
+        Limits all;
+        const Limits mine = forward_limits<D>(p, item, shared.rows[slot.stage], &all);
+        const int key = HALF * mask_next(p.mask, all, item.b, item.h, item.row, S::ROWS,
+                                         all.first / HALF, HALF);
+        item.sees = key < all.end;
+        if (threadIdx.x == 0) {
             Barrier *b = &shared.q_full[slot.stage];
-            barrier_expect(b, Q_BYTES);
+            shared.item[slot.stage] = item;
+            barrier_expect(b, S::ROWS * D * (int)sizeof(bf16));
             panels_load<D>(shared.q[slot.stage], &p.q, b, S::ROWS, item.row, item.h, item.b);
         }
-        for (int t = 0; t < item.tiles; t++) {
-            const int key = item.key + t * KEYS;
-            barrier_wait(&shared.k_empty[at.stage], at.parity ^ 1);
-            if (one) {
-                Barrier *b = &shared.k_full[at.stage];
-                barrier_expect(b, TILE_BYTES);
-                panels_load<D>(shared.k[at.stage], &p.k, b, KEYS, key, item.h, item.b);
-            }
-            barrier_wait(&shared.v_empty[at.stage], at.parity ^ 1);
-            if (one) {
-                Barrier *b = &shared.v_full[at.stage];
-                barrier_expect(b, TILE_BYTES);
-                panels_load<D>(shared.v[at.stage], &p.v, b, KEYS, key, item.h, item.b);
-            }
-            ring_next<S::STAGES>(at);
-        }
+        __syncwarp();
+        forward_keys(p, shared, item, mine, all, key, at);
         ring_next<SLOTS>(slot);
     }
 }
@@ -128,16 +169,18 @@ struct ForwardRows {
     uint32_t p[KEYS / 16][4]; /* 2^(s - top) of the tile before, as A */
 };
 
-/* Which of the block's warpgroups it is, where in the rings, and what it looks at. */
+/* Which of the block's warpgroups it is, and where in the rings. */
 template <int D>
 struct ForwardView {
     ForwardShared<D> &shared;
-    const bf16 *q;
-    const Interval *rows; /* of this warp */
-    float scale;
     int group;
-    RingPlace at;
+    RingPlace slot, at;
 };
+
+/* The lane's first row of its item; the other is 8 further. */
+static __device__ __forceinline__ int lane_row(int group) {
+    return group * GROUP + threadIdx.x % WARPGROUP / WARP * STRIP + threadIdx.x % WARP / 4;
+}
 
 /* The warpgroups begin their products in turns, so that one's softmax runs while the tensor cores
  * have others' products. */
@@ -153,31 +196,45 @@ static __device__ __forceinline__ void turn_pass(int group) {
 
 /* This warp reads the stage no more. */
 static __device__ __forceinline__ void stage_leave(Barrier *empty) {
-    if (threadIdx.x % WARP == 0) barrier_arrive(empty);
     __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(empty);
 }
 
 /* s = -inf where the row's query does not see the key; key: of s's first column. */
-template <int N>
-static __device__ __forceinline__ void forward_hide(float (&s)[N][4], const Interval *rows,
-                                                    int key) {
-    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+template <int D, int N>
+static __device__ __forceinline__ void forward_hide(const Forward &p, const ForwardView<D> &x,
+                                                    float (&s)[N][4], int key) {
+    const Item &item = x.shared.item[x.slot.stage];
+    const Interval *rows = x.shared.rows[x.slot.stage] + lane_row(x.group), up = rows[0],
+                   down = rows[8];
+    const int row = item.row + lane_row(x.group), b = item.b, h = item.h;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const Interval sees = rows[8 * half + g];
-        const int lo = sees.lo - key - 2 * t, hi = sees.hi - key - 2 * t;
+    for (int n = 0; n < N; n++)
 #pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int e = 0; e < 2; e++)
-                if (8 * n + e < lo || 8 * n + e >= hi) s[n][2 * half + e] = -INFINITY;
-    }
+        for (int e = 0; e < 4; e++)
+            if (!mask_sees(p.mask, e < 2 ? up : down, b, h, row + e / 2 * 8,
+                           key + 8 * n + threadIdx.x % 4 * 2 + e % 2))
+                s[n][e] = -INFINITY;
 }
 
-/* Makes room for the largest scores: top grows, sum shrinks with it, and out is to. Whether. */
+/* s = scale q k' becomes what the score expression makes of it, in units of log 2. */
+template <int D, int N>
+static __device__ __forceinline__ void forward_modify(const Forward &p, const ForwardView<D> &x,
+                                                      float (&s)[N][4], int key) {
+    const Item &item = x.shared.item[x.slot.stage];
+    const int row = item.row + lane_row(x.group), b = item.b, h = item.h;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            s[n][e] = LOG2E * mask_score(p.mask, p.scale * s[n][e], b, h, row + e / 2 * 8,
+                                         key + 8 * n + threadIdx.x % 4 * 2 + e % 2);
+}
+
+/* Makes room for the largest scores: top grows, sum shrinks with it, and so is out to. Whether. */
 template <int D, int N>
 static __device__ __forceinline__ bool forward_grow(ForwardRows<D> &w, const float (&s)[N][4],
-                                                    float scale, float shrink[2]) {
+                                                    float factor, float shrink[2]) {
     float top[2];
     bool grows = false;
 #pragma unroll
@@ -187,24 +244,25 @@ static __device__ __forceinline__ bool forward_grow(ForwardRows<D> &w, const flo
         for (int n = 0; n < N; n++) x = fmaxf(x, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
         x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 1));
         x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
-        top[half] = scale * x;
+        top[half] = factor * x;
         grows |= top[half] > w.top[half] + SLACK;
+        shrink[half] = 1;
     }
     if (!__any_sync(FULL_WARP, grows)) return false;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const float now = fmaxf(top[half], w.top[half]);
-        shrink[half] = now > -INFINITY ? exp2_fast(w.top[half] - now) : 1.0f;
+        if (now > -INFINITY) shrink[half] = exp2_fast(w.top[half] - now);
         w.top[half] = now;
         w.sum[half] *= shrink[half];
     }
     return true;
 }
 
-/* s becomes 2^(scale s - top), which sum counts. */
+/* s becomes 2^(factor s - top), which sum counts. */
 template <int D, int N>
 static __device__ __forceinline__ void forward_exp(ForwardRows<D> &w, float (&s)[N][4],
-                                                   float scale) {
+                                                   float factor) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         /* nothing visible yet: all are 0 */
@@ -213,23 +271,24 @@ static __device__ __forceinline__ void forward_exp(ForwardRows<D> &w, float (&s)
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 2 * half; e < 2 * half + 2; e++) {
-                s[n][e] = exp2_fast(fmaf(s[n][e], scale, -top));
+                s[n][e] = exp2_fast(fmaf(s[n][e], factor, -top));
                 w.sum[half] += s[n][e];
             }
     }
 }
 
-/* The next tile's scores and probabilities, of its first 8 N keys, and before (K > 0) out += p v of
- * the tile before, of its first 16 K keys, which goes on while they are made. */
+/* The tile's scores and probabilities, of its first 8 N keys, and before (K > 0) out += p v of the
+ * tile before, of its first 16 K keys, which goes on while they are made. */
 template <int N, int K, int D>
-static __device__ __forceinline__ void forward_tile(ForwardView<D> &x, ForwardRows<D> &w, int key,
-                                                    bool full) {
+static __device__ __forceinline__ void forward_tile(const Forward &p, ForwardView<D> &x,
+                                                    ForwardRows<D> &w, bool full) {
     typedef ForwardShape<D> S;
     const RingPlace before = ring_before<S::STAGES>(x.at);
+    const float factor = FLEX_HAS_SCORE ? 1.0f : p.factor;
+    const bf16 *q = x.shared.q[x.slot.stage] + x.group * GROUP * PANEL;
     float s[N][4], shrink[2];
-    barrier_wait(&x.shared.k_full[x.at.stage], x.at.parity);
     turn_wait<D>(x.group);
-    product_along<D>(s, x.q, S::ROWS, x.shared.k[x.at.stage], KEYS);
+    product_along<D>(s, q, S::ROWS, x.shared.k[x.at.stage], KEYS);
     wgmma_commit();
     if (K > 0) {
         barrier_wait(&x.shared.v_full[before.stage], before.parity);
@@ -238,11 +297,15 @@ static __device__ __forceinline__ void forward_tile(ForwardView<D> &x, ForwardRo
     }
     turn_pass<D>(x.group);
     wgmma_wait<(K > 0 ? 1 : 0)>(s);
+    const int key = x.shared.tile[x.at.stage].key;
     stage_leave(&x.shared.k_empty[x.at.stage]);
-    if (!full) forward_hide(s, x.rows, key);
-    const bool grows = forward_grow(w, s, x.scale, shrink);
-    forward_exp(w, s, x.scale);
-    registers_pin(s);
+    if (FLEX_HAS_SCORE) forward_modify(p, x, s, key);
+    if (!full) forward_hide(p, x, s, key);
+    bool grows = forward_grow(w, s, factor, shrink);
+    forward_exp(w, s, factor);
+    /* The vote needs the sums, and the branch the vote: so the exponentials come before the wait.
+     * Nothing else orders the two, and ptxas would move them behind it. */
+    grows = __any_sync(FULL_WARP, grows || isnan(w.sum[0] + w.sum[1]));
     if (grows) {
         if (K > 0) wgmma_wait<0>(w.out);
 #pragma unroll
@@ -261,7 +324,7 @@ static __device__ __forceinline__ void forward_tile(ForwardView<D> &x, ForwardRo
 
 /* out += p v of the tile before, of its first 16 K keys. */
 template <int K, int D>
-static __device__ __forceinline__ void forward_last(ForwardView<D> &x, ForwardRows<D> &w) {
+static __device__ __forceinline__ void forward_values(ForwardView<D> &x, ForwardRows<D> &w) {
     const RingPlace before = ring_before<ForwardShape<D>::STAGES>(x.at);
     barrier_wait(&x.shared.v_full[before.stage], before.parity);
     product_down<K>(w.out, w.p, x.shared.v[before.stage], KEYS);
@@ -270,64 +333,72 @@ static __device__ __forceinline__ void forward_last(ForwardView<D> &x, ForwardRo
     stage_leave(&x.shared.v_empty[before.stage]);
 }
 
-/* A tile that the warpgroup's queries do not see. */
+/* A tile that none of the warpgroup's queries sees. */
 template <int D>
 static __device__ __forceinline__ void forward_skip(ForwardView<D> &x) {
     turn_wait<D>(x.group);
     turn_pass<D>(x.group);
-    barrier_wait(&x.shared.k_full[x.at.stage], x.at.parity);
     stage_leave(&x.shared.k_empty[x.at.stage]);
     barrier_wait(&x.shared.v_full[x.at.stage], x.at.parity);
     stage_leave(&x.shared.v_empty[x.at.stage]);
     ring_next<ForwardShape<D>::STAGES>(x.at);
 }
 
-/* All tiles of an item. Those whose second half the warpgroup does not see are the last of a row of
- * tiles that it sees, and cost half. */
+/* Waits for the keys of the tile after one of which `look` was told. */
 template <int D>
-static __device__ __forceinline__ void forward_tiles(ForwardView<D> &x, ForwardRows<D> &w,
-                                                     const Limits &l, int key, int tiles) {
-    enum { HALF = KEYS / 2 };
-    const int end = key + tiles * KEYS;
-    while (key < end) {
-        if (!limits_see(l, key, key + KEYS)) {
+static __device__ __forceinline__ int forward_next(const ForwardView<D> &x, int look) {
+    if (look & LAST) return NONE;
+    barrier_wait(&x.shared.k_full[x.at.stage], x.at.parity);
+    return x.shared.tile[x.at.stage].look[x.group];
+}
+
+/* All tiles of an item: rows of tiles that the warpgroup sees, the last of which may be half a one.
+ */
+template <int D>
+static __device__ __forceinline__ void forward_tiles(const Forward &p, ForwardView<D> &x,
+                                                     ForwardRows<D> &w) {
+    int look = forward_next(x, x.shared.item[x.slot.stage].sees ? 0 : LAST);
+    while (look != NONE) {
+        if (!(look & SEES)) {
             forward_skip(x);
-        } else if (!limits_see(l, key + HALF, key + KEYS)) {
-            forward_tile<HALF / 8, 0>(x, w, key, limits_full(l, key, key + HALF));
-            forward_last<HALF / 16>(x, w);
+            look = forward_next(x, look);
+        } else if (!(look & SECOND)) {
+            forward_tile<HALF / 8, 0>(p, x, w, look & FULL);
+            forward_values<HALF / 16>(x, w);
+            look = forward_next(x, look);
         } else {
-            forward_tile<KEYS / 8, 0>(x, w, key, limits_full(l, key, key + KEYS));
-            for (key += KEYS; key < end && limits_see(l, key + HALF, key + KEYS); key += KEYS)
-                forward_tile<KEYS / 8, KEYS / 16>(x, w, key, limits_full(l, key, key + KEYS));
-            if (key < end && limits_see(l, key, key + KEYS)) {
-                forward_tile<HALF / 8, KEYS / 16>(x, w, key, limits_full(l, key, key + HALF));
-                forward_last<HALF / 16>(x, w);
+            forward_tile<KEYS / 8, 0>(p, x, w, look & FULL);
+            for (look = forward_next(x, look); look & SECOND; look = forward_next(x, look))
+                forward_tile<KEYS / 8, KEYS / 16>(p, x, w, look & FULL);
+            if (look & SEES) {
+                forward_tile<HALF / 8, KEYS / 16>(p, x, w, look & FULL);
+                forward_values<HALF / 16>(x, w);
+                look = forward_next(x, look);
             } else {
-                forward_last<KEYS / 16>(x, w);
-                continue;
+                forward_values<KEYS / 16>(x, w);
             }
         }
-        key += KEYS;
     }
 }
 
-/* out and lse of the warp's rows; the warpgroup's queries in shared memory make room for out. */
+/* out and lse of the warp's rows; its queries in shared memory make room for out. */
 template <int D>
-static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardRows<D> &w,
-                                                      const Item &item, bf16 *q, int group) {
-    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const int strip = group * GROUP + threadIdx.x % WARPGROUP / WARP * STRIP;
+static __device__ __forceinline__ void forward_finish(const Forward &p, const ForwardView<D> &x,
+                                                      ForwardRows<D> &w) {
+    const Item &item = x.shared.item[x.slot.stage];
+    const int row = lane_row(x.group), strip = row / STRIP * STRIP;
+    bf16 *q = x.shared.q[x.slot.stage];
     float share[2];
-    named_barrier_wait(QUERIES + group, WARPGROUP);
+    named_barrier_wait(QUERIES + x.group, WARPGROUP);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int row = item.row + strip + 8 * half + g;
+        const int at = item.row + row + 8 * half;
         float sum = w.sum[half];
         sum += __shfl_xor_sync(FULL_WARP, sum, 1);
         sum += __shfl_xor_sync(FULL_WARP, sum, 2);
         share[half] = sum == 0 ? 0.0f : 1 / sum;
-        if (t == 0 && row < p.Tq)
-            p.lse[(int64_t)(item.b * p.H + item.h) * p.Tq + row] =
+        if (threadIdx.x % 4 == 0 && at < p.mask.Tq)
+            p.lse[((int64_t)item.b * p.H + item.h) * p.mask.Tq + at] =
                 LN2 * (w.top[half] + log2f(sum));
     }
 #pragma unroll
@@ -336,7 +407,7 @@ static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardR
                                    share[0], share[1]);
     fence_shared_to_async();
     __syncwarp();
-    if (threadIdx.x % WARP == 0) {
+    if (threadIdx.x % WARP == 0 && item.row + strip < p.mask.Tq) {
 #pragma unroll
         for (int col = 0; col < D; col += PANEL)
             store_box(&p.out, q + ForwardShape<D>::ROWS * col + strip * PANEL, col,
@@ -344,20 +415,16 @@ static __device__ __forceinline__ void forward_finish(const Forward &p, ForwardR
         copies_commit();
         copies_read<0>();
     }
-    __syncwarp();
 }
 
 template <int D>
 static __device__ __forceinline__ void forward_compute(const Forward &p, ForwardShared<D> &shared,
                                                        int group) {
     typedef ForwardShape<D> S;
-    const int strip = group * GROUP + threadIdx.x % WARPGROUP / WARP * STRIP;
-    ForwardView<D> x = {shared, NULL, NULL, p.scale, group, {0, 0}};
-    RingPlace slot = {0, 0};
+    ForwardView<D> x = {shared, group, {0, 0}, {0, 0}};
     if (group == S::GROUPS - 1) turn_pass<D>(group);
     for (int i = blockIdx.x; i < p.heads * p.n_tiles; i += gridDim.x) {
-        barrier_wait(&shared.q_full[slot.stage], slot.parity);
-        const Item &item = shared.item[slot.stage];
+        barrier_wait(&shared.q_full[x.slot.stage], x.slot.parity);
         ForwardRows<D> w;
         w.top[0] = w.top[1] = -INFINITY;
         w.sum[0] = w.sum[1] = 0;
@@ -365,23 +432,20 @@ static __device__ __forceinline__ void forward_compute(const Forward &p, Forward
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) w.out[n][e] = 0;
-        x.q = shared.q[slot.stage] + group * GROUP * PANEL;
-        x.rows = shared.rows[slot.stage] + strip;
-        forward_tiles(x, w, shared.limits[slot.stage][group], item.key, item.tiles);
-        forward_finish(p, w, item, shared.q[slot.stage], group);
-        stage_leave(&shared.q_empty[slot.stage]);
-        ring_next<SLOTS>(slot);
+        forward_tiles(p, x, w);
+        forward_finish(p, x, w);
+        stage_leave(&shared.q_empty[x.slot.stage]);
+        ring_next<SLOTS>(x.slot);
     }
-    if (group == 0) turn_wait<D>(group); /* the last that passed its turn waits for nobody */
+    if (group == 0) turn_wait<D>(group); /* for the last turn that was passed */
 }
 
 template <int D>
-static __global__ void __launch_bounds__(ForwardShape<D>::THREADS, 1)
-    forward_sm90_kernel(const __grid_constant__ Forward p) {
+static __device__ __forceinline__ void forward_block(const Forward &p) {
     typedef ForwardShape<D> S;
+    const int warps = S::GROUPS * WARPGROUP / WARP; /* that read a stage, and say so */
     ForwardShared<D> &shared = *(ForwardShared<D> *)shared_block();
     if (threadIdx.x == 0) {
-        const int warps = S::GROUPS * WARPGROUP / WARP;
         for (int i = 0; i < S::STAGES; i++) {
             barrier_init(&shared.k_full[i], 1);
             barrier_init(&shared.v_full[i], 1);
@@ -403,5 +467,18 @@ static __global__ void __launch_bounds__(ForwardShape<D>::THREADS, 1)
         forward_compute(p, shared, (int)threadIdx.x / WARPGROUP - 1);
     }
 }
+
+#if FLEX_RUNTIME
+extern "C" __global__ void __launch_bounds__(ForwardShape<FLEX_D>::THREADS, 1)
+    flex_forward(const __grid_constant__ Forward p) {
+    forward_block<FLEX_D>(p);
+}
+#else
+template <int D>
+static __global__ void __launch_bounds__(ForwardShape<D>::THREADS, 1)
+    forward_sm90_kernel(const __grid_constant__ Forward p) {
+    forward_block<D>(p);
+}
+#endif
 
 #endif
