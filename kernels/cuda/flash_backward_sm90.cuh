@@ -182,40 +182,134 @@ static __device__ __forceinline__ void group_product(float (&d)[8][4], uint32_t 
     wgmma_commit();
 }
 
-/* Where a warpgroup is: its number, its stages of the rings, and the uses of the two buffers of ds,
- * a bit each. */
+/* Where a warpgroup is: its number, and its stages of the rings. */
 typedef struct GroupPlace {
-    int group, stage, key_stage, uses;
+    int group, stage, key_stage;
 } GroupPlace;
 
-/* The group's keys, from `key` on, against a tile of queries: adds to dk and dv, leaves ds' in
- * shared memory. */
-template <int D>
-static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm90Shared<D> &shared,
-                                                  GroupKeys<D> &w, const GroupPlace &at,
-                                                  const TileNote &note, Meeting me) {
-    const int ds = note.slot % 2, row = HALF * at.group;
-    const int warp_row = row + threadIdx.x % WARPGROUP / WARP * 16;
-    const float scale = FLEX_HAS_SCORE ? 1.0f : p.scale * LOG2E;
-    float s[8][4], dp[8][4], delta[8][2];
-    uint32_t a[4][4], b[4][4];
-    group_product<D>(s, w.k, shared.k[at.key_stage], row, shared.q[at.stage]);
-    group_product<D>(dp, w.v, shared.v[at.key_stage], row, shared.dout[at.stage]);
-    wgmma_wait<1>(s);
-    if (FLEX_HAS_SCORE) {
-        wgmma_wait<0>(dp);
-        modify<QUERIES>(s, dp, p, me);
-    }
-    if (!(note.look & FULL << at.group)) hide<QUERIES>(s, dp, p, me);
+/* A tile of queries whose ds' lies in shared memory, and whose dq the group has still to make: the
+ * buffer of ds' and its barriers' parity, what the mask says, and the place of the group's sums in
+ * device memory, NULL: there is none. */
+typedef struct Later {
+    float *to;
+    int ds, parity, look;
+} Later;
+
+/* ---- dq ---- */
+
+/* Before a warpgroup writes its sums: what lay there has been stored or added, so that two
+ * additions to one place are in order too. */
+static __device__ __forceinline__ void sums_free(int group) {
+    if (threadIdx.x % WARPGROUP == 0) copies_wait<0>();
+    group_sync(group);
+}
+
+/* Begins dq (64 queries, 64) = ds k over `keys` of the tile's keys from `first` on. */
+template <int D, int keys>
+static __device__ __forceinline__ void queries_product(float (&dq)[8][4],
+                                                       BackwardSm90Shared<D> &shared,
+                                                       const GroupPlace &at, const Later &t,
+                                                       int first) {
+    const bf16 *k = shared.k[at.key_stage] + (D == 64 ? 0 : at.group * KEYS * PANEL);
+    const Matrix from_ds = matrix_down(shared.ds[t.ds] + first * PANEL, KEYS * PANEL_ROW),
+                 from_k = matrix_down(k + first * PANEL, KEYS * PANEL_ROW);
+    barrier_wait(&shared.ds_full[t.ds], t.parity);
+    wgmma_fence(dq);
 #pragma unroll
-    for (int n = 0; n < 8; n++) { /* p' */
+    for (int row = 0; row < keys; row += 16)
+        wgmma<true, true>(dq, matrix_further(from_ds, row * PANEL_ROW),
+                          matrix_further(from_k, row * PANEL_ROW), row > 0);
+    wgmma_commit();
+}
+
+/* dq to its place in shared memory, which is free. */
+static __device__ __forceinline__ void queries_put(float *sums, const float (&dq)[8][4]) {
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        *(Pack<float> *)(sums + 4 * (n * WARPGROUP + threadIdx.x % WARPGROUP)) = {
+            dq[n][0], dq[n][1], dq[n][2], dq[n][3]};
+}
+
+/* Adds dq, which all threads have put and fenced, to the tile's sums. */
+static __device__ __forceinline__ void queries_send(const float *sums, const Later &t, int group) {
+    group_sync(group);
+    if (threadIdx.x % WARPGROUP) return;
+    if (t.look & FRESH)
+        store_bytes(t.to, sums, SUMS * (int)sizeof *sums);
+    else
+        add_bytes(t.to, sums, SUMS * (int)sizeof *sums);
+    copies_commit();
+}
+
+/* What was left for later, by itself. */
+template <int D>
+static __device__ __forceinline__ void queries_finish(BackwardSm90Shared<D> &shared,
+                                                      const GroupPlace &at, Later &t) {
+    float dq[8][4];
+    if (!t.to) return;
+    if ((t.look & BOTH) == BOTH)
+        queries_product<D, KEYS>(dq, shared, at, t, 0);
+    else
+        queries_product<D, HALF>(dq, shared, at, t, t.look & SEES ? 0 : HALF);
+    sums_free(at.group);
+    wgmma_wait<0>(dq);
+    warp_arrive(&shared.ds_empty[t.ds]);
+    queries_put(shared.sums[at.group], dq);
+    fence_shared_to_async();
+    queries_send(shared.sums[at.group], t, at.group);
+    t.to = NULL;
+}
+
+/* ---- dk and dv ---- */
+
+/* s' becomes p'. full: every query sees every key. delta: that of the lane's queries. */
+static __device__ __forceinline__ void group_softmax(float (&s)[8][4], float (&dp)[8][4],
+                                                     float (&delta)[8][2], const Backward &p,
+                                                     const Meeting &me, bool full) {
+    const float scale = FLEX_HAS_SCORE ? 1.0f : p.scale * LOG2E;
+    if (!full) hide<QUERIES>(s, dp, p, me);
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
         const Pack<float> r = load_pack(&me.sums[8 * n + threadIdx.x % 4 * 2].lse);
         delta[n][0] = FLEX_HAS_SCORE ? 0.0f : r.at[1];
         delta[n][1] = FLEX_HAS_SCORE ? 0.0f : r.at[3];
 #pragma unroll
         for (int e = 0; e < 4; e++) s[n][e] = exp2_fast(fmaf(s[n][e], scale, -r.at[e % 2 * 2]));
     }
-    wgmma_wait<0>(dp);
+}
+
+/* The group's keys against a tile of queries: adds to dk and dv, leaves ds' in shared memory, in
+ * buffer ds. both: meanwhile makes dq of another tile, whose queries see keys of both groups. It
+ * comes before dp' where there are no registers for both at once. */
+template <int D, bool both>
+static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm90Shared<D> &shared,
+                                                  GroupKeys<D> &w, const GroupPlace &at,
+                                                  const Meeting &me, bool full, int ds, int parity,
+                                                  const Later &other) {
+    constexpr bool ahead = D == 64 || !both; /* dp' is begun with s' */
+    const int row = HALF * at.group, warp_row = row + threadIdx.x % WARPGROUP / WARP * 16;
+    const bf16 *v = shared.v[at.key_stage], *dout = shared.dout[at.stage];
+    float *sums = shared.sums[at.group];
+    float s[8][4], dp[8][4], dq[8][4], delta[8][2];
+    uint32_t a[4][4], b[4][4];
+    group_product<D>(s, w.k, shared.k[at.key_stage], row, shared.q[at.stage]);
+    if (ahead) group_product<D>(dp, w.v, v, row, dout);
+    if (both) {
+        queries_product<D, KEYS>(dq, shared, at, other, 0);
+        sums_free(at.group);
+    }
+    wgmma_wait<both + ahead>(s);
+    if (!FLEX_HAS_SCORE) group_softmax(s, dp, delta, p, me, full);
+    if (!ahead) {
+        wgmma_wait<0>(dq);
+        queries_put(sums, dq);
+        group_product<D>(dp, w.v, v, row, dout);
+    }
+    wgmma_wait<both && ahead>(dp);
+    if (FLEX_HAS_SCORE) {
+        modify<QUERIES>(s, dp, p, me);
+        group_softmax(s, dp, delta, p, me, full);
+    }
 #pragma unroll
     for (int n = 0; n < 8; n++) /* ds' without its scale */
 #pragma unroll
@@ -225,74 +319,23 @@ static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm9
         pack_a(a[n], &s[2 * n]);
         pack_a(b[n], &dp[2 * n]);
     }
-    product_down<4>(w.dv, a, shared.dout[at.stage], QUERIES);
+    if (both && ahead) {
+        wgmma_wait<0>(dq);
+        queries_put(sums, dq);
+    }
+    if (both) warp_arrive(&shared.ds_empty[other.ds]);
+    product_down<4>(w.dv, a, dout, QUERIES);
     product_down<4>(w.dk, b, shared.q[at.stage], QUERIES);
     wgmma_commit();
-    barrier_wait(&shared.ds_empty[ds], (at.uses >> ds & 1) ^ 1);
-    tile_put<QUERIES, 8>(shared.ds[ds], warp_row, 0, dp, 1.0f, 1.0f);
-    fence_shared_to_async();
-    warp_arrive(&shared.ds_full[ds]);
+    if (p.dq.data) {
+        barrier_wait(&shared.ds_empty[ds], parity ^ 1);
+        tile_put<QUERIES, 8>(shared.ds[ds], warp_row, 0, dp, 1.0f, 1.0f);
+        fence_shared_to_async();
+        warp_arrive(&shared.ds_full[ds]);
+        if (both) queries_send(sums, other, at.group);
+    }
     wgmma_wait<0>(w.dv);
     wgmma_wait<0>(w.dk);
-}
-
-/* Before a warpgroup writes its sums: what lay there has been stored or added, so that two
- * additions to one place are in order too. */
-static __device__ __forceinline__ void sums_free(int group) {
-    if (threadIdx.x % WARPGROUP == 0) copies_wait<0>();
-    group_sync(group);
-}
-
-/* dq (64 queries, 64) = ds k over `keys` rows of ds' and of one panel of k */
-template <int keys>
-static __device__ __forceinline__ void keys_product(float (&dq)[8][4], const bf16 *ds,
-                                                    const bf16 *k) {
-    const Matrix from_ds = matrix_down(ds, KEYS * PANEL_ROW),
-                 from_k = matrix_down(k, KEYS * PANEL_ROW);
-    wgmma_fence(dq);
-#pragma unroll
-    for (int row = 0; row < keys; row += 16)
-        wgmma<true, true>(dq, matrix_further(from_ds, row * PANEL_ROW),
-                          matrix_further(from_k, row * PANEL_ROW), row > 0);
-    wgmma_commit();
-    wgmma_wait<0>(dq);
-}
-
-/* The group's 64 x 64 numbers of dq: ds k of both groups' keys, as far as they are seen, to the
- * tile's sums `to` in device memory (NULL: not wanted). */
-template <int D>
-static __device__ __forceinline__ void group_queries(BackwardSm90Shared<D> &shared,
-                                                     const GroupPlace &at, const TileNote &note,
-                                                     float *to) {
-    const int buffer = note.slot % 2, thread = threadIdx.x % WARPGROUP;
-    const bf16 *ds = shared.ds[buffer];
-    const int part = D == 64 ? 0 : at.group; /* which 64 columns */
-    const int half = note.look & SEES ? 0 : HALF * PANEL;
-    const bf16 *k = shared.k[at.key_stage] + part * KEYS * PANEL;
-    float *sums = shared.sums[at.group];
-    float dq[8][4];
-    sums_free(at.group);
-    barrier_wait(&shared.ds_full[buffer], at.uses >> buffer & 1);
-    if (to) {
-        if ((note.look & BOTH) == BOTH)
-            keys_product<KEYS>(dq, ds, k);
-        else
-            keys_product<HALF>(dq, ds + half, k + half);
-    }
-    warp_arrive(&shared.ds_empty[buffer]);
-    if (!to) return;
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-        *(Pack<float> *)(sums + 4 * (n * WARPGROUP + thread)) = {dq[n][0], dq[n][1], dq[n][2],
-                                                                 dq[n][3]};
-    fence_shared_to_async();
-    group_sync(at.group);
-    if (thread) return;
-    if (note.look & FRESH)
-        store_bytes(to + part * SUMS, sums, sizeof shared.sums[0]);
-    else
-        add_bytes(to + part * SUMS, sums, sizeof shared.sums[0]);
-    copies_commit();
 }
 
 /* The group's 64 rows of a gradient, by way of its sums' place. */
@@ -337,10 +380,13 @@ static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
                                                         const Chunk &c) {
     typedef BackwardSm90Shared<D> S;
     const int warp = threadIdx.x / WARP;
-    float *sums = (float *)p.b.sums + c.slot * p.b.cut.width * (QUERIES * D);
     RingPlace ring = {0, 0}, k = {0, 0};
+    int uses = 0; /* of the two buffers of ds', a bit each */
+    Later later = {};
     GroupPlace at = {};
     at.group = __shfl_sync(FULL_WARP, warp / (WARPGROUP / WARP), 0);
+    float *sums = (float *)p.b.sums + c.slot * p.b.cut.width * (QUERIES * D) +
+                  (D == 64 ? 0 : at.group * SUMS);
     for (int col = c.first * KEYS; col < c.last * KEYS; col += KEYS) {
         const int key = col + 16 * warp + threadIdx.x % WARP / 4;
         GroupKeys<D> w;
@@ -351,20 +397,27 @@ static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
             at.stage = ring.stage;
             barrier_wait(&shared.full[ring.stage], ring.parity);
             const TileNote note = shared.notes[ring.stage];
-            const int ds = note.slot % 2;
+            const int ds = note.slot % 2, parity = uses >> ds & 1;
             if (note.slot < 0) break;
-            if (note.look & SEES << at.group)
-                group_keys<D>(p.b, shared, w, at, note,
-                              {c.b, c.h, note.row, key, shared.rows[ring.stage],
-                               shared.intervals[ring.stage]});
-            else
-                warp_arrive(&shared.ds_full[ds]);
+            const Meeting me = {
+                c.b, c.h, note.row, key, shared.rows[ring.stage], shared.intervals[ring.stage]};
+            const bool full = note.look & FULL << at.group, both = (later.look & BOTH) == BOTH;
+            if (later.to && !(both && note.look & SEES << at.group))
+                queries_finish(shared, at, later);
+            if (!(note.look & SEES << at.group)) {
+                if (p.b.dq.data) warp_arrive(&shared.ds_full[ds]);
+            } else if (later.to) {
+                group_keys<D, true>(p.b, shared, w, at, me, full, ds, parity, later);
+            } else {
+                group_keys<D, false>(p.b, shared, w, at, me, full, ds, parity, later);
+            }
             warp_arrive(&shared.empty[ring.stage]);
-            if (D == 128 || ds == at.group)
-                group_queries<D>(shared, at, note,
-                                 p.b.dq.data ? sums + (int64_t)note.slot * (QUERIES * D) : NULL);
-            at.uses ^= 1 << ds;
+            later.to = NULL;
+            if (p.b.dq.data && (D == 128 || ds == at.group))
+                later = {sums + (int64_t)note.slot * (QUERIES * D), ds, parity, note.look};
+            uses ^= 1 << ds;
         }
+        queries_finish(shared, at, later);
         warp_arrive(&shared.empty[ring.stage]);
         warp_arrive(&shared.keys_empty[k.stage]);
         ring_next<S::STAGES>(ring);
