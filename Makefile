@@ -50,11 +50,11 @@ endif
 # `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
 # The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
 EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
-EMU_TESTS := test_emu test_emu_bugs test_ops test_event_ops test_attention test_documents test_optim test_checkpoint \
+EMU_TESTS := test_emu test_emu_sm90 test_emu_bugs test_emu_sm90_bugs test_ops test_event_ops test_attention test_documents test_optim test_checkpoint \
              test_cuda_errors test_train_wm_cuda test_train_icecube_cuda
 ifneq ($(EMU),)
 CXX      := g++
-CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
+CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Wno-psabi -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
             -fno-exceptions -fno-rtti -fno-threadsafe-statics -ffp-contract=fast
 ifeq ($(filter asan,$(MAKECMDGOALS)),)
 CXXFLAGS += -fsanitize=thread,alignment,bounds -fno-sanitize-recover=alignment,bounds \
@@ -65,6 +65,7 @@ CXXFLAGS += -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recove
 BUILD    := build/emu-asan
 endif
 BIN      := $(BUILD)/bin
+LDLIBS   += -rdynamic# kernels compiled at run time call the program's emulator
 endif
 
 # `make deps train_wm`: nothing is compiled before the packages are there, with -j too

@@ -267,6 +267,10 @@ static void fill_in(Program *p) {
     t->meta[t->n_meta++] = (MetaPair){"background", p->background_text};
 }
 
+static int check_run(void *self, double *least, Err *e) {
+    return wm_check_sizes(&((Program *)self)->s, least, e);
+}
+
 static int open_run(void *self, Err *e) {
     Program *p = self;
     const WmSettings *s = &p->s;
@@ -274,7 +278,6 @@ static int open_run(void *self, Err *e) {
     const TrainSettings *r = &s->train;
     const FrameOptions data = {s->data, g->n_frames,   g->height,  g->width,
                                r->seed, s->background, s->held_out};
-    if (wm_config_check(g, e) || wm_check_sizes(s, e)) return -1;
     if ((r->eval_every || r->use) && actions_parse(s->actions, &p->actions, &p->n_actions, e)) {
         p->actions = NULL;
         return -1;
@@ -308,6 +311,7 @@ static const TrainProgram train_wm = {
     .options = options,
     .preset = preset,
     .adopt = adopt,
+    .check = check_run,
     .open = open_run,
     .model = open_model,
     .model_free = free_model,

@@ -44,6 +44,9 @@ typedef struct Mask {
     size_t own_cap; /* in numbers; 0 where mask_init made it, once for all */
 } Mask;
 
+/* Whether a mask's text is made of names alone; otherwise it is an expression. */
+bool mask_is_named(const char *text);
+
 /* What a mask is made from. S tokens a frame for frame-causal. mask_text: a name (full, causal,
  * frame-causal, window:W (q - W < k <= q), document:LEN), names joined by '&' for their
  * intersection, or an expression. score_text: "" or an expression. T: positions. H: heads (for

@@ -38,8 +38,7 @@ static Part read_part(const char *text, const char **end) {
     return part;
 }
 
-/* Whether text is made of names alone; otherwise it is an expression. */
-static bool is_names(const char *text) {
+bool mask_is_named(const char *text) {
     for (const char *end = text;; text = end + 1) {
         if (read_part(text, &end).name == NAME_NONE) return false;
         if (!*end) return true;
@@ -141,7 +140,7 @@ static int init_names(Mask *m, const char *text, int S, int *doc, Err *e) {
 
 static int init_parts(Mask *m, const char *mask_text, const char *score_text, int S, int B, int H,
                       int *frame, int *doc, Err *e) {
-    const bool names = is_names(mask_text);
+    const bool names = mask_is_named(mask_text);
     if (names && init_names(m, mask_text, S, doc, e)) return -1;
     m->has_mask_expr = !names;
     m->has_score_expr = score_text && *score_text;
@@ -189,7 +188,7 @@ int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int
 
 /* The text of a mask over each batch's documents as an expression; NULL for names that are none. */
 static const char *documents_as_expression(const char *text) {
-    if (!is_names(text)) return text;
+    if (!mask_is_named(text)) return text;
     const char *end;
     const Part part = read_part(text, &end);
     return part.name == NAME_DOCUMENT && !part.has_number && !*end ? "doc[q] == doc[k]" : NULL;

@@ -469,8 +469,32 @@ static int parse(Trainer *t, int argc, char **argv, Err *e) {
     return from ? adopt(t, from, e) : 0;
 }
 
+/* Whether to plan the step evaluates an expression for every pair of positions: the user's, or what
+ * flex makes of a mask's name. */
+static bool plan_is_slow(const TrainSettings *s) {
+    return !mask_is_named(s->mask) || s->score[0] || !strncmp(s->attn, "flex", 4) ||
+           !strcmp(s->attn, "all");
+}
+
+/* -1 and a sentence for sizes that have no room, whatever a slow plan would count; a quick one says
+ * more. Does not ask a GPU before --attn all: a process that did could fork none that uses it
+ * (llmc_like/compare.h). */
+static int check_sizes(Trainer *t, Err *e) {
+    const TrainSettings *s = t->s;
+    const bool forks = !strcmp(s->attn, "all") && !device_find(s->device, NULL)->memory->is_host;
+    double least = 0;
+    if (t->program->check && t->program->check(t->self, &least, e)) return -1;
+    if (least == 0 || s->plan || s->use || forks || !plan_is_slow(s)) return 0;
+    if (trainer_context(t, &t->c, true, e)) return -1;
+    const size_t bytes = (size_t)least * dtype_size(t->c.dtype);
+    const int status = memory_check_or(t->c.dev->memory, bytes, t->program->leaner, e);
+    ctx_free(&t->c);
+    return status;
+}
+
 static int run_asked(Trainer *t, Err *e) {
     interrupts_hold();
+    if (check_sizes(t, e)) return -1;
     if (t->program->open(t->self, e)) return -1;
     if (t->s->plan) return run_plan(t, e);
     if (t->s->use) return run_use(t, e);

@@ -15,7 +15,7 @@
  * Each function gets the program as `self`, and fails with -1 and a sentence. They are called in
  * this order:
  *
- *   the command line   options, preset, adopt (where a checkpoint is given), open
+ *   the command line   options, preset, adopt (where a checkpoint is given), check, open
  *   the plan           first, shapes, model (dry), parts, loss (dry), memory, model_free
  *   training           shapes, model, then make (in the loader's thread), parts, share, loss,
  *                      and evaluate
@@ -60,6 +60,10 @@ typedef struct TrainProgram {
     /* Takes over the sizes of a checkpoint's config where the user named none; NULL: it has none.
      */
     int (*adopt)(void *self, const char *config, Err *e);
+    /* Checks sizes before anything is opened, since making a mask takes time that grows with them.
+     * *least: how many numbers of activations a step has at the least; the trainer asks whether the
+     * device has the memory. NULL: no check. */
+    int (*check)(void *self, double *least, Err *e);
     /* Checks what was asked, opens the data, makes masks (mask_set_build with Trainer.cache), and
      * fills in Trainer's texts and the rates of Trainer.optim. */
     int (*open)(void *self, Err *e);

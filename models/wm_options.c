@@ -117,17 +117,17 @@ int wm_adopt_config(Options *o, WmSettings *s, const char *json, Err *e) {
     return config_adopt(o, row, WM_CONFIG_ROWS, e);
 }
 
-int wm_check_sizes(const WmSettings *s, Err *e) {
+int wm_check_sizes(const WmSettings *s, double *least, Err *e) {
     const WmConfig *g = &s->model;
+    if (wm_config_check(g, e)) return -1;
     const double T = wm_tokens(g), tokens = s->train.batch * T, C = g->d_model;
-    const double least = 40 * tokens * C * g->n_blocks; /* ten rows of C a token and block */
-    const double most = least + 4 * tokens * g->n_heads * T + 12 * tokens * C * g->patch * g->patch;
+    *least = 10 * tokens * C * g->n_blocks; /* ten rows of C a token and block */
+    const double most =
+        4 * (*least + tokens * g->n_heads * T + 3 * tokens * C * g->patch * g->patch);
     if (most > 1e16)
         return err_set(e,
                        "a run of this size needs about %.0f TiB; choose a smaller --batch, "
                        "--frames, --d-model or --preset",
                        most / (1024.0 * 1024 * 1024 * 1024));
-    /* a mask by expression takes its time to plan; of a GPU's memory the plan itself is quick */
-    const bool quick = s->train.plan || s->train.use || !strcmp(s->train.device, "cuda");
-    return quick ? 0 : memory_check(&host_memory, (size_t)least, e);
+    return 0;
 }

@@ -23,9 +23,8 @@ extern const char
 /* The sizes of a checkpoint's config (NULL: none), where the user named none. */
 int wm_adopt_config(Options *o, WmSettings *s, const char *json, Err *e);
 
-/* -1 and a sentence for sizes out of all proportion: whose sums would leave 64 bits, or of which a
- * lower bound is more than the memory that is left (except with --plan and --sample). Comes before
- * anything is counted, since the plan of a mask's expression takes time that grows with T^2. */
-int wm_check_sizes(const WmSettings *s, Err *e);
+/* -1 and a sentence for sizes that make no model, or whose sums would leave 64 bits. *least: how
+ * many numbers of activations a step has at the least (TrainProgram.check). */
+int wm_check_sizes(const WmSettings *s, double *least, Err *e);
 
 #endif

@@ -37,6 +37,10 @@ static void out_of_memory(void **state) {
     snprintf(batch, sizeof batch, "%d", fits + 1);
     cli_refused(cli_run(state, "--preset", "paper", "--device", "cuda", "--plan", "--batch", batch),
                 "and the GPU has");
+    /* before a mask is planned whose expression would be tried on all pairs of positions */
+    cli_refused(cli_run(state, "--preset", "paper", "--device", "cuda", "--batch", "2000", "--attn",
+                        "flex", "--mask", "q >= k"),
+                "this run needs|and the GPU has|MiB left; choose a smaller --batch");
 }
 
 int main(void) {

@@ -5,7 +5,8 @@
  * once. Shared memory and device memory have a cell for each 4 bytes that remembers the last write
  * and the reads since:
  *   - shared memory: of this block. Two accesses, one of them a write, by different threads of a
- *     block need a __syncthreads between them, or a __syncwarp where both are in one warp.
+ *     block need a __syncthreads between them, or a __syncwarp where both are in one warp, or what
+ *     clock.h keeps account of.
  *   - device memory: of this launch. The same; and what a block writes no other block of the launch
  *     may touch. Atomics may meet atomics.
  * A cell has room for one write and one kind of reader with the bytes that they touched, so that of
@@ -15,24 +16,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "dev/emu/cell.h"
+#include "dev/emu/clock.h"
 #include "dev/emu/parts.h"
 
 #ifndef __SANITIZE_ADDRESS__
-
-#define REGION_BYTES ((size_t)1 << EMU_REGION_SHIFT)
-
-typedef enum Readers { ONE, LANES, WARPS } Readers; /* several lanes of one warp; several warps */
-
-typedef struct Cell {
-    uint32_t scope; /* the block (shared) or launch (device) that the rest is about */
-    uint32_t write_phase, read_phase;
-    uint32_t write_pc, read_pc; /* since the start of the program */
-    uint16_t write_stamp, read_stamp;
-    uint16_t writer, reader;                              /* threads of their block */
-    uint8_t write_bytes : 4, read_bytes : 4, written : 4; /* written: ever in this scope */
-    uint8_t readers : 2, other_block_read : 1;
-    uint8_t atomic : 1, copying : 1; /* the write: an atomic's; of a copy under way */
-} Cell;
 
 typedef struct Range {
     uintptr_t low;
@@ -41,9 +29,8 @@ typedef struct Range {
 
 static __thread Range own = {0, SIZE_MAX}; /* what passes: a fiber's stack; on the host all */
 static __thread Range statics;             /* the thread-local segment: static shared memory */
-static uintptr_t code;                     /* where the program begins */
-static Cell *static_cells, *device_cells;
-static Cell shared_cells[EMU_MAX_SHARED / 4];
+uintptr_t emu_program;
+Cell *emu_cells[3];
 
 extern char __start_emu_constant[] __attribute__((weak));
 extern char __stop_emu_constant[] __attribute__((weak));
@@ -53,7 +40,7 @@ static int find_statics(struct dl_phdr_info *info, size_t size, void *arg) {
     for (int i = 0; i < info->dlpi_phnum; i++)
         if (info->dlpi_phdr[i].p_type == PT_TLS)
             statics = (Range){(uintptr_t)info->dlpi_tls_data, info->dlpi_phdr[i].p_memsz};
-    code = info->dlpi_addr;
+    emu_program = info->dlpi_addr;
     return 1; /* the program itself is the first */
 }
 
@@ -69,9 +56,10 @@ static Cell *cells_for(size_t bytes) {
 
 void emu_own_stack(const char *low, size_t bytes) {
     if (!statics.low) dl_iterate_phdr(find_statics, NULL);
-    if (!static_cells) {
-        static_cells = cells_for(statics.bytes);
-        device_cells = cells_for(REGION_BYTES);
+    if (!emu_cells[SHARED]) {
+        emu_cells[SHARED] = cells_for(EMU_MAX_SHARED);
+        emu_cells[STATIC] = cells_for(statics.bytes);
+        emu_cells[DEVICE] = cells_for(REGION_BYTES);
     }
     own = (Range){(uintptr_t)low, bytes};
 }
@@ -79,89 +67,42 @@ void emu_own_stack(const char *low, size_t bytes) {
 void emu_own_everything(void) { own = (Range){0, SIZE_MAX}; }
 
 void emu_forget_accesses(void) {
-    memset(shared_cells, 0, sizeof shared_cells);
-    if (!static_cells) return;
-    madvise(static_cells, cells_bytes(statics.bytes), MADV_DONTNEED);
-    madvise(device_cells, cells_bytes(REGION_BYTES), MADV_DONTNEED);
+    if (!emu_cells[SHARED]) return;
+    madvise(emu_cells[SHARED], cells_bytes(EMU_MAX_SHARED), MADV_DONTNEED);
+    madvise(emu_cells[STATIC], cells_bytes(statics.bytes), MADV_DONTNEED);
+    madvise(emu_cells[DEVICE], cells_bytes(REGION_BYTES), MADV_DONTNEED);
 }
 
 static bool in(Range r, uintptr_t at, size_t bytes) {
     return at - r.low < r.bytes && bytes <= r.bytes - (at - r.low);
 }
 
-/* ---- sentences ---- */
-
-typedef enum Space { SHARED, STATIC, DEVICE } Space;
-typedef struct Access {
-    const void *pc;
-    Space space;
-    bool write, atomic, copying;
-} Access;
-
-static const char *const SPACE[] = {"byte %zu of dynamic shared memory",
-                                    "a __shared__ variable (byte %zu of them)",
-                                    "device memory at byte %zu"};
-
-static const char *place(const Access *a, const Cell *c, char text[128]) {
-    const Cell *const cells[] = {shared_cells, static_cells, device_cells};
-    snprintf(text, 128, SPACE[a->space], (size_t)(c - cells[a->space]) * 4);
-    return text;
-}
-
-static const char *code_name(uint32_t pc) { return emu_code_name((const void *)(code + pc)); }
-
-__attribute__((noreturn)) static void fail_race(const Access *a, const Cell *c, bool with_write) {
-    const bool same_block = (with_write ? c->write_phase : c->read_phase) >= emu_now.block;
-    char where[128], other[64] = "another block";
-    if (same_block) {
-        const uint3 n = emu_block_dim();
-        const unsigned t = with_write ? c->writer : c->reader;
-        snprintf(other, sizeof other, "thread (%u, %u, %u)", t % n.x, t / n.x % n.y, t / n.x / n.y);
-    }
-    emu_fail("race: %s %s (%s), which %s %s (%s) with no %s between", a->write ? "writes" : "reads",
-             place(a, c, where), emu_code_name(a->pc), other, with_write ? "wrote" : "read",
-             code_name(with_write ? c->write_pc : c->read_pc), same_block ? "barrier" : "launch");
-}
-
-__attribute__((noreturn)) static void fail_copying(const Access *a, const Cell *c) {
-    char where[128];
-    const uint3 n = emu_block_dim();
-    emu_fail(
-        "%s %s (%s) while an asynchronous copy that thread (%u, %u, %u) began (%s) is under "
-        "way: it was not waited for",
-        a->write ? "writes" : "reads", place(a, c, where), emu_code_name(a->pc), c->writer % n.x,
-        c->writer / n.x % n.y, c->writer / n.x / n.y, code_name(c->write_pc));
-}
-
 /* ---- one cell ---- */
 
 static void check_after_write(const Access *a, const Cell *c) {
-    if (c->copying) fail_copying(a, c);
+    if (c->copying) emu_fail_copying(a, c);
     if (a->atomic && c->atomic) return;
     if (c->write_phase < emu_now.block ||
         (c->write_phase == emu_now.phase && c->writer != emu_now.thread &&
          !emu_ordered(c->writer, c->write_stamp, false)))
-        fail_race(a, c, true);
-}
-
-static void check_written(const Access *a, const Cell *c, unsigned bytes) {
-    if (a->space == DEVICE || (c->written & bytes) == bytes) return;
-    char where[128];
-    emu_fail("reads %s (%s), which nobody of this block has written yet", place(a, c, where),
-             emu_code_name(a->pc));
+        emu_fail_race(a, c, -1);
 }
 
 static void note_read(const Access *a, Cell *c, unsigned bytes) {
     const int self = emu_now.thread;
-    check_written(a, c, bytes);
+    cell_check_written(a, c, bytes);
     if (c->write_bytes & bytes) check_after_write(a, c);
     if (c->read_phase == emu_now.phase && c->readers == WARPS && c->read_bytes == bytes) return;
     if (c->read_phase && c->read_bytes & bytes) {
         bytes &= c->read_bytes;
         if (c->read_phase < emu_now.block) c->other_block_read = 1;
-        if (c->read_phase != emu_now.phase)
+        if (c->read_phase != emu_now.phase) {
+            emu_readers_drop(c);
             c->readers = ONE;
-        else if (c->reader / EMU_LANES != self / EMU_LANES)
+        } else if (emu_clocks_on) {
+            if (emu_readers_join(c, bytes)) return;
+            c->readers = ONE;
+        } else if (c->reader / EMU_LANES != self / EMU_LANES)
             c->readers = WARPS;
         else if (c->readers == ONE && c->reader != self &&
                  !emu_ordered(c->reader, c->read_stamp, false))
@@ -169,37 +110,39 @@ static void note_read(const Access *a, Cell *c, unsigned bytes) {
         else if (c->readers == LANES && emu_ordered(c->reader, c->read_stamp, true))
             c->readers = ONE;
     } else {
+        emu_readers_drop(c);
         c->readers = ONE;
         c->other_block_read = 0;
     }
     c->read_phase = emu_now.phase;
     c->read_bytes = bytes & 15;
     c->reader = (uint16_t)self;
-    c->read_stamp = (uint16_t)emu_syncs[self / EMU_LANES];
-    c->read_pc = (uint32_t)((uintptr_t)a->pc - code);
+    c->read_stamp = emu_syncs[self / EMU_LANES];
+    c->read_pc = cell_pc(a->pc);
 }
 
 static void note_write(const Access *a, Cell *c, unsigned bytes) {
     const int self = emu_now.thread;
-    if (a->atomic) check_written(a, c, bytes);
+    if (a->atomic) cell_check_written(a, c, bytes);
     if (c->write_phase && c->write_bytes & bytes) check_after_write(a, c);
     if (c->read_phase && c->read_bytes & bytes) {
         const bool now = c->read_phase == emu_now.phase;
-        if (c->other_block_read || c->read_phase < emu_now.block || (now && c->readers == WARPS) ||
-            (now && c->readers == LANES && !emu_ordered(c->reader, c->read_stamp, true)) ||
-            (now && c->readers == ONE && c->reader != self &&
-             !emu_ordered(c->reader, c->read_stamp, false)))
-            fail_race(a, c, false);
+        const int racing = now ? emu_racing_reader(c) : -1;
+        if (c->other_block_read || c->read_phase < emu_now.block || racing >= 0)
+            emu_fail_race(a, c, racing >= 0 ? racing : c->reader);
+        emu_readers_drop(c);
         c->read_phase = 0;
     }
+    if (emu_clocks_on && a->space == SHARED) emu_check_engines(a, c);
     c->write_phase = emu_now.phase;
     c->write_bytes = bytes & 15;
     c->written = (c->written | bytes) & 15;
     c->writer = (uint16_t)self;
-    c->write_stamp = (uint16_t)emu_syncs[self / EMU_LANES];
-    c->write_pc = (uint32_t)((uintptr_t)a->pc - code);
+    c->write_stamp = emu_syncs[self / EMU_LANES];
+    c->write_pc = cell_pc(a->pc);
     c->atomic = a->atomic;
     c->copying = a->copying;
+    c->engine = 0;
 }
 
 /* cells: those of the space that the access is to, where it begins at byte `begin`. */
@@ -208,7 +151,7 @@ static inline void note(const Access *a, Cell *cells, uintptr_t begin, size_t by
     const uintptr_t end = begin + bytes;
     for (uintptr_t w = begin / 4; w * 4 < end; w++) {
         Cell *c = &cells[w];
-        if (c->scope != scope) *c = (Cell){.scope = scope};
+        cell_refresh(c, scope);
         unsigned mask = 15;
         if (w * 4 < begin) mask &= 15u << (begin - w * 4);
         if (w * 4 + 4 > end) mask &= 15u >> (w * 4 + 4 - end);
@@ -254,16 +197,17 @@ static inline __attribute__((always_inline)) void check_access(const void *p, si
     const uintptr_t at = (uintptr_t)p, in_shared = at - (uintptr_t)emu_now.shared,
                     in_region = at - (uintptr_t)emu_region;
     if (at - own.low < own.bytes) return;
+    a.at = p;
     if (in_shared < emu_now.shared_bytes && bytes <= emu_now.shared_bytes - in_shared) {
         a.space = SHARED;
-        note(&a, shared_cells, in_shared, bytes);
+        note(&a, emu_cells[SHARED], in_shared, bytes);
     } else if (in_region < REGION_BYTES) {
         if (!plainly_live(in_region, bytes) && !emu_is_live(p, bytes)) fail_nowhere(&a, at, bytes);
         a.space = DEVICE;
-        note(&a, device_cells, in_region, bytes);
+        note(&a, emu_cells[DEVICE], in_region, bytes);
     } else if (in(statics, at, bytes)) {
         a.space = STATIC;
-        note(&a, static_cells, at - statics.low, bytes);
+        note(&a, emu_cells[STATIC], at - statics.low, bytes);
     } else {
         check_elsewhere(&a, at, bytes);
     }
@@ -282,12 +226,17 @@ void emu_copy_starts(void *to, size_t bytes, const void *pc) {
     check_access(to, bytes, (Access){.pc = pc, .write = true, .copying = true});
 }
 
+Cell *emu_cells_at(const void *p) {
+    const uintptr_t at = (uintptr_t)p, in_shared = at - (uintptr_t)emu_now.shared,
+                    in_region = at - (uintptr_t)emu_region;
+    if (in_shared < emu_now.shared_bytes) return emu_cells[SHARED] + in_shared / 4;
+    if (in_region < REGION_BYTES) return emu_cells[DEVICE] + in_region / 4;
+    return emu_cells[STATIC] + (at - statics.low) / 4;
+}
+
 void emu_copy_lands(void *to, size_t bytes, const void *pc) {
-    const uintptr_t at = (uintptr_t)to;
-    const bool dynamic = at - (uintptr_t)emu_now.shared < emu_now.shared_bytes;
-    Cell *cells = dynamic ? shared_cells + (at - (uintptr_t)emu_now.shared) / 4
-                          : static_cells + (at - statics.low) / 4;
-    for (size_t i = 0; i < bytes / 4; i++) cells[i].copying = 0;
+    Cell *cells = emu_cells_at(to);
+    for (size_t i = 0; i < cells_of(bytes); i++) cells[i].copying = 0;
     emu_write(to, bytes, pc);
 }
 

@@ -16,6 +16,8 @@
  *               before the host has waited
  *   ptx.c       wrong use of the instructions of kernels/cuda/ptx.cuh: alignment, asynchronous
  *               copies that were not waited for, bank conflicts of ldmatrix
+ *   barrier.c, bulk.c, wgmma.c, clock.c
+ *               wrong use of Hopper's instructions (ptx_sm90.h)
  *   cublaslt.c  products over memory that is too short or not as promised
  *
  * access.c sees each access of a kernel because the kernels are compiled with the instrumentation
@@ -77,7 +79,7 @@ unsigned emu_ballot(unsigned mask, bool predicate, EmuPlace at);
 typedef enum EmuAtomic { EMU_ADD, EMU_MIN, EMU_MAX, EMU_UMIN, EMU_UMAX, EMU_OR, EMU_AND } EmuAtomic;
 unsigned emu_atomic(EmuAtomic op, void *p, unsigned x);
 
-/* The running block's dynamic shared memory, aligned to 128. */
+/* The running block's dynamic shared memory, aligned to 1024. */
 char *emu_shared_block(void);
 
 /* run(closure) once a thread of the grid. kernel: for its name in sentences. The closure holds the

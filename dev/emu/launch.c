@@ -10,10 +10,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "dev/emu/clock.h"
 #include "dev/emu/fiber.h"
 #include "dev/emu/parts.h"
 
-typedef enum State { UNSTARTED, RUNS, AT_BARRIER, AT_WARP, EXITED } State;
+typedef enum State { UNSTARTED, RUNS, AT_BARRIER, AT_WARP, PARKED, EXITED } State;
 
 typedef struct Thread {
     EmuFiber fiber;
@@ -23,6 +24,8 @@ typedef struct Thread {
     unsigned mask; /* AT_WARP */
     void *args;
     EmuComplete complete;
+    const void *pc; /* PARKED: where, instead of at's file */
+    void (*stuck)(void);
 } Thread;
 
 /* Lanes that wait with one mask. */
@@ -35,7 +38,7 @@ typedef struct Warp {
     int n_waits;
     unsigned all;                         /* what came before this one of them is known to all */
     bool partial;                         /* known is in use */
-    uint16_t known[EMU_LANES][EMU_LANES]; /* [u][l]: u knows what l did before this sync */
+    unsigned known[EMU_LANES][EMU_LANES]; /* [u][l]: u knows what l did before this sync */
 } Warp;
 
 /* The launch under way; there is one at a time. */
@@ -60,6 +63,7 @@ uint3 emu_block_dim(void) { return L.block; }
 uint3 emu_grid_dim(void) { return L.grid; }
 char *emu_shared_block(void) { return emu_now.shared; }
 const void *emu_kernel(void) { return L.kernel; }
+int emu_block_threads(void) { return L.n; }
 
 static void queue_push(int thread) {
     L.queue[(L.head + L.queued++) % EMU_MAX_THREADS] = thread;
@@ -75,10 +79,12 @@ static int queue_pop(void) {
 
 /* ---- what is wrong where nobody can go on ---- */
 
-static const char *what_does(int thread, char *text, size_t size) {
+const char *emu_what_does(int thread, char *text, size_t size) {
     const Thread *t = &threads[thread];
     if (t->state == EXITED)
         snprintf(text, size, "has exited");
+    else if (t->state == PARKED)
+        snprintf(text, size, "waits at %s (%s)", t->at.op, emu_code_name(t->pc));
     else
         snprintf(text, size, "waits at %s (%s:%d)", t->at.op, t->at.file, t->at.line);
     return text;
@@ -88,8 +94,9 @@ static void explain_stuck(void) {
     char other[256];
     for (int i = 0; i < L.n; i++) {
         const Thread *t = &threads[i];
-        if (t->state != AT_WARP) continue;
+        if (t->state != AT_WARP && t->state != PARKED) continue;
         emu_now.thread = i;
+        if (t->state == PARKED) t->stuck();
         for (int lane = 0; lane < EMU_LANES; lane++) {
             const int j = i / EMU_LANES * EMU_LANES + lane;
             if (!(t->mask >> lane & 1u)) continue;
@@ -98,10 +105,12 @@ static void explain_stuck(void) {
                          t->at.line, lane, t->mask);
             if (threads[j].state != AT_WARP || threads[j].mask != t->mask)
                 emu_fail("%s (%s:%d): lane %d of mask %08x does not come, it %s", t->at.op,
-                         t->at.file, t->at.line, lane, t->mask, what_does(j, other, sizeof other));
+                         t->at.file, t->at.line, lane, t->mask,
+                         emu_what_does(j, other, sizeof other));
         }
     }
-    emu_fail("the emulator lost a thread");
+    emu_fail("nobody can go on; others of the block wait at %s (%s:%d)", L.barrier.op,
+             L.barrier.file, L.barrier.line);
 }
 
 /* Leaves the running thread, which waits or has ended, for the next that can go on. */
@@ -132,11 +141,7 @@ static void barrier_opens(void) {
     L.result = L.n_true;
     L.n_at_barrier = L.n_true = 0;
     emu_now.phase = ++L.phases;
-    for (int w = 0; w * EMU_LANES < L.n; w++) {
-        if (warps[w].partial) memset(warps[w].known, 0, sizeof warps[w].known);
-        emu_syncs[w] = warps[w].all = 0;
-        warps[w].partial = false;
-    }
+    if (emu_clocks_on) emu_clocks_sync_block();
     for (int i = 0; i < L.n; i++)
         if (threads[i].state == AT_BARRIER) queue_push(i);
 }
@@ -178,7 +183,7 @@ void emu_warp(unsigned mask, void *args, EmuComplete complete, EmuPlace at) {
     if (!(mask >> lane & 1u))
         emu_fail("%s (%s:%d): lane %d is not in its own mask %08x", at.op, at.file, at.line, lane,
                  mask);
-    *t = (Thread){t->fiber, t->idx, AT_WARP, at, mask, args, complete};
+    *t = (Thread){t->fiber, t->idx, AT_WARP, at, mask, args, complete, NULL, NULL};
     Rendezvous *r = find_rendezvous(w, mask);
     r->come |= 1u << lane;
     if (r->come != mask) {
@@ -200,15 +205,33 @@ void emu_warp(unsigned mask, void *args, EmuComplete complete, EmuPlace at) {
     t->state = RUNS;
 }
 
-bool emu_ordered(int thread, uint16_t stamp, bool all) {
+void emu_park(const char *op, const void *pc, void (*stuck)(void)) {
+    Thread *t = &threads[emu_now.thread];
+    t->state = PARKED;
+    t->at.op = op;
+    t->pc = pc;
+    t->stuck = stuck;
+    next_thread(false);
+}
+
+void emu_unpark(int thread) { queue_push(thread); }
+
+bool emu_ordered(int thread, uint32_t stamp, bool all) {
+    if (emu_clocks_on) return emu_clock_knows(emu_clock_of(emu_now.thread), thread, stamp);
     if (thread / EMU_LANES != emu_now.thread / EMU_LANES) return false;
     const Warp *w = &warps[thread / EMU_LANES];
     if (stamp < w->all) return true;
-    const uint16_t *known = w->known[emu_now.thread % EMU_LANES];
+    const unsigned *known = w->known[emu_now.thread % EMU_LANES];
     if (!all) return stamp < known[thread % EMU_LANES];
     for (int l = 0; l < EMU_LANES; l++)
         if (l != emu_now.thread % EMU_LANES && stamp >= known[l]) return false;
     return true;
+}
+
+uint32_t emu_lane_knows(int t, int l) {
+    const Warp *w = &warps[t / EMU_LANES];
+    const uint32_t known = w->known[t % EMU_LANES][l % EMU_LANES];
+    return known > w->all ? known : w->all;
 }
 
 /* After it, each lane of mask knows what any of them knew, and all that they did. */
@@ -216,18 +239,18 @@ static void complete_sync(void *const *args, unsigned mask) {
     (void)args;
     Warp *w = &warps[emu_now.thread / EMU_LANES];
     const unsigned syncs = ++emu_syncs[emu_now.thread / EMU_LANES];
-    if (syncs > UINT16_MAX) emu_fail("more than %d __syncwarps without a barrier", UINT16_MAX);
+    if (emu_clocks_on) emu_clocks_sync_warp(emu_now.thread / EMU_LANES * EMU_LANES, mask);
     if (mask == 0xffffffffu) {
         w->all = syncs;
         return;
     }
-    uint16_t joined[EMU_LANES] = {0};
+    unsigned joined[EMU_LANES] = {0};
     for (int l = 0; l < EMU_LANES; l++)
         for (int u = 0; u < EMU_LANES; u++)
             if (mask >> u & 1u && w->known[u][l] > joined[l]) joined[l] = w->known[u][l];
     for (int u = 0; u < EMU_LANES; u++)
         for (int l = 0; l < EMU_LANES && mask >> u & 1u; l++)
-            w->known[u][l] = mask >> l & 1u ? (uint16_t)syncs : joined[l];
+            w->known[u][l] = mask >> l & 1u ? syncs : joined[l];
     w->partial = true;
 }
 
@@ -341,13 +364,24 @@ static void run_block(void) {
     emu_now.block = emu_now.phase = ++L.phases;
     L.n_exited = L.n_at_barrier = L.n_true = 0;
     memset(emu_syncs, 0, sizeof emu_syncs);
-    memset(warps, 0, sizeof *warps * (size_t)((L.n + EMU_LANES - 1) / EMU_LANES));
+    for (int w = 0; w * EMU_LANES < L.n; w++) {
+        if (warps[w].partial) memset(warps[w].known, 0, sizeof warps[w].known);
+        warps[w].n_waits = 0;
+        warps[w].all = 0;
+        warps[w].partial = false;
+    }
     for (int i = 0; i < L.n; i++) threads[i].state = UNSTARTED;
     emu_now.thread = 0;
     L.n_begun = 1;
     threads[0].state = RUNS;
     emu_fiber_enter(&threads[0].fiber);
     emu_copies_forget();
+    if (!emu_clocks_on) return;
+    emu_products_end();
+    emu_bulk_end();
+    emu_barriers_end();
+    emu_accesses_end_block();
+    emu_clocks_end();
 }
 
 static void check_limits(uint3 grid, uint3 block, size_t shared) {

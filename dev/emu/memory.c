@@ -236,9 +236,9 @@ bool emu_pinned_release(void *p) {
     return there;
 }
 
-/* ---- dynamic shared memory: aligned to 128 and no more; poisoned for each launch ---- */
+/* ---- dynamic shared memory: aligned to 1024 and no more; poisoned for each launch ---- */
 
-enum { SHARED_ALIGN = 128 };
+enum { SHARED_ALIGN = 1024 };
 static char *shared_memory;
 
 char *emu_shared_begin(size_t bytes) {

@@ -17,14 +17,35 @@ typedef struct Now {
     size_t closure_bytes;
 } Now;
 extern Now emu_now;
-extern unsigned emu_syncs[EMU_MAX_THREADS / EMU_LANES]; /* __syncwarps of each warp in this phase */
+extern unsigned emu_syncs[EMU_MAX_THREADS / EMU_LANES]; /* each warp's time in this block: grows
+                                                           where its lanes order something */
 
-/* Whether what `thread` did in this phase, when its warp's emu_syncs was `stamp`, comes before what
- * the running thread does now; all: and what any other lane of thread's warp did. */
-bool emu_ordered(int thread, uint16_t stamp, bool all);
+/* Whether what `who` (a thread, or an engine of clock.h) did in this phase, when its warp's
+ * emu_syncs was `stamp`, comes before what the running thread does now; all: and what any other
+ * lane of its warp did. */
+bool emu_ordered(int who, uint32_t stamp, bool all);
 
-/* "file:line" of code, or "?"; in static memory, four at a time. */
+/* What lane l did when its warp's emu_syncs was below this, thread t of the warp knows by
+ * __syncwarp. */
+uint32_t emu_lane_knows(int t, int l);
+
+int emu_block_threads(void);
+
+/* The running thread waits until another calls emu_unpark with its number. Where nobody can go on,
+ * stuck() is called as that thread and explains why it waits. */
+void emu_park(const char *op, const void *pc, void (*stuck)(void));
+void emu_unpark(int thread);
+
+/* "waits at ...", "has exited": for sentences; returns text. */
+const char *emu_what_does(int thread, char *text, size_t size);
+
+/* "file:line" of code, or "?"; in static memory, eight at a time. Of functions that were inlined
+ * the place in the outermost that is not a wrapper of instructions. */
 const char *emu_code_name(const void *pc);
+
+/* A number for code of a module that was loaded by dlopen, and back. */
+uint32_t emu_module_pc(const void *pc);
+const void *emu_pc_of_module(uint32_t number);
 
 /* The GPU that is emulated, and the shared memory of its multiprocessors and of a block at most. */
 typedef struct EmuDevice {
@@ -56,6 +77,24 @@ void emu_copy_starts(void *to, size_t bytes, const void *pc);
 void emu_copy_lands(void *to, size_t bytes, const void *pc);
 bool emu_is_shared(const void *p, size_t bytes);
 
+/* The asynchronous proxy, for bulk copies and products; bytes are a multiple of 4. Dynamic shared
+ * memory that it reads: for a group of a warpgroup's products, which know of others what clock
+ * says; and for a copy of the running thread, from its start to its end. */
+void emu_product_reads(const void *p, size_t bytes, const uint32_t *clock, int warpgroup,
+                       uint32_t group, const void *pc);
+void emu_send_starts(const void *p, size_t bytes, const void *pc);
+void emu_send_ends(const void *p, size_t bytes, const void *pc);
+
+/* Shared memory that a copy has written (emu_copy_starts was called): the write of an engine of
+ * clock.h, its `stamp`th. */
+void emu_bulk_lands(void *to, size_t bytes, int engine, uint32_t stamp);
+
+/* Device memory that a copy will read or write: checks that this launch's ordinary accesses did not
+ * write it; and that a copy has written, as emu_copy_lands. */
+void emu_engine_touches(const void *p, size_t bytes, const void *pc);
+void emu_store_lands(void *to, size_t bytes, const void *pc);
+void emu_accesses_end_block(void);
+
 /* Dynamic shared memory for a launch; what it holds is not defined. */
 char *emu_shared_begin(size_t bytes);
 void emu_shared_end(void);
@@ -75,7 +114,11 @@ void *emu_pinned_alloc(size_t bytes);
 bool emu_pinned_release(void *p);
 void emu_device_info(size_t *free_bytes, size_t *total_bytes);
 
-/* Ends all copies of the threads of a block that has ended. */
+/* A block has ended: its copies (ptx.c), Barriers, bulk copies and products are forgotten, those
+ * under way that must not be are found. */
 void emu_copies_forget(void);
+void emu_barriers_end(void);
+void emu_bulk_end(void);
+void emu_products_end(void);
 
 #endif

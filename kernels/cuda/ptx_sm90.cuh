@@ -35,9 +35,9 @@ typedef struct Barrier {
 } Barrier;
 
 /* What the copy engine is told of a tensor: CUtensorMap of the driver's interface, made on the host
- * (tensor_map, flash_sm90.cu) and passed in a kernel's parameter that is const __grid_constant__.
+ * (tensor_map.cu) and passed in a kernel's parameter that is const __grid_constant__.
  */
-typedef struct alignas(64) TensorMap {
+typedef struct alignas(128) TensorMap {
     uint64_t opaque[16];
 } TensorMap;
 
@@ -215,13 +215,13 @@ static __device__ __forceinline__ void wgmma_wait(float (&d)[N][4]) {
     "%8, %9, %10, %11, %12, %13, %14, %15, "   \
     "%16, %17, %18, %19, %20, %21, %22, %23, " \
     "%24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA_NAMES_64                             \
-    WGMMA_NAMES_32                                 \
-        ", "                                       \
-        "%32, %33, %34, %35, %36, %37, %38, %39, " \
-        "%40, %41, %42, %43, %44, %45, %46, %47, " \
-        "%48, %49, %50, %51, %52, %53, %54, %55, " \
-        "%56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_NAMES_64                         \
+    WGMMA_NAMES_32                             \
+    ", "                                       \
+    "%32, %33, %34, %35, %36, %37, %38, %39, " \
+    "%40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, " \
+    "%56, %57, %58, %59, %60, %61, %62, %63"
 
 /* D (64, N) = A B, or (add) += A B, over 16 columns of A; sums in float32. Warp w of the warpgroup
  * has rows 16 w .. 16 w + 15 of A and D, in the fragments of mma_m16n8k16: d[n] is its D of columns
