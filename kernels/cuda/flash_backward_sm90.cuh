@@ -21,8 +21,7 @@ typedef struct BackwardSm90 {
 
 /* What a block does: tiles first .. last - 1 of the keys of one head. slot: of starts, and sums. */
 typedef struct Chunk {
-    int b, h, first, last;
-    int64_t slot;
+    int head, first, last, slot;
 } Chunk;
 
 /* What consumers are told of a stage: where its sums of dq lie among the chunk's (-1: the tile of
@@ -118,7 +117,8 @@ static __device__ __forceinline__ void backward_load(const BackwardSm90 &p,
     typedef BackwardSm90Shared<D> S;
     const Cut &cut = p.b.cut;
     const bool leads = threadIdx.x % WARP == 0;
-    const int from = c.first * KEYS, to = c.last * KEYS, head = c.b * p.b.H + c.h;
+    const int from = c.first * KEYS, to = c.last * KEYS;
+    const int head = c.head, b = head / p.b.H, h = head % p.b.H;
     const int start = visit_next(p.b, head, 0, cut.n_q, false, 0, from, to), n_q = cut.n_q - start;
     const int n = n_q - visit_next(p.b, head, start, n_q, true, 0, from, to);
     RingPlace at = {0, 0}, k = {0, 0};
@@ -126,15 +126,15 @@ static __device__ __forceinline__ void backward_load(const BackwardSm90 &p,
     for (int col = from; col < to; col += KEYS) {
         const bool down = (col - from) / KEYS % 2 == 1;
         barrier_wait(&shared.keys_empty[k.stage], k.parity ^ 1);
-        if (leads) keys_begin(p, shared, k.stage, c.b, c.h, col);
+        if (leads) keys_begin(p, shared, k.stage, b, h, col);
         ring_next<S::KEY_STAGES>(k);
         for (int i = -1; i < n; ring_next<S::STAGES>(at)) {
             i = visit_next(p.b, head, start, n, down, i + 1, col, col + KEYS);
             barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
             if (leads && i < n) {
                 const int slot = down ? n - 1 - i : i, tile = start + slot;
-                queries_begin(p, shared, at.stage, c.b, c.h,
-                              {slot, tile * QUERIES, tile_look(p.b, c.b, c.h, tile, from, col)});
+                queries_begin(p, shared, at.stage, b, h,
+                              {slot, tile * QUERIES, tile_look(p.b, b, h, tile, from, col)});
             } else if (leads) {
                 shared.notes[at.stage].slot = -1;
                 barrier_arrive(&shared.full[at.stage]);
@@ -182,18 +182,15 @@ static __device__ __forceinline__ void group_product(float (&d)[8][4], uint32_t 
     wgmma_commit();
 }
 
-/* Where a warpgroup is: its number, and its stages of the rings. */
+/* Where a warpgroup is: its number, its stages of the rings, and the uses so far of the two buffers
+ * of ds', whose last bits are kept: a tile takes buffer slot % 2. */
 typedef struct GroupPlace {
-    int group, stage, key_stage;
+    int group, stage, key_stage, uses;
 } GroupPlace;
 
-/* A tile of queries whose ds' lies in shared memory, and whose dq the group has still to make: the
- * buffer of ds' and its barriers' parity, what the mask says, and the place of the group's sums in
- * device memory, NULL: there is none. */
-typedef struct Later {
-    float *to;
-    int ds, parity, look;
-} Later;
+static __device__ __forceinline__ int uses_parity(const GroupPlace &at, int slot) {
+    return at.uses >> slot % 2 & 1;
+}
 
 /* ---- dq ---- */
 
@@ -204,16 +201,16 @@ static __device__ __forceinline__ void sums_free(int group) {
     group_sync(group);
 }
 
-/* Begins dq (64 queries, 64) = ds k over `keys` of the tile's keys from `first` on. */
+/* Begins the group's 64 columns of dq (64 queries, 64) = ds k, of the tile that was the last to use
+ * its buffer, over `keys` of the tile's keys from `first` on. */
 template <int D, int keys>
 static __device__ __forceinline__ void queries_product(float (&dq)[8][4],
                                                        BackwardSm90Shared<D> &shared,
-                                                       const GroupPlace &at, const Later &t,
-                                                       int first) {
+                                                       const GroupPlace &at, int slot, int first) {
     const bf16 *k = shared.k[at.key_stage] + (D == 64 ? 0 : at.group * KEYS * PANEL);
-    const Matrix from_ds = matrix_down(shared.ds[t.ds] + first * PANEL, KEYS * PANEL_ROW),
+    const Matrix from_ds = matrix_down(shared.ds[slot % 2] + first * PANEL, KEYS * PANEL_ROW),
                  from_k = matrix_down(k + first * PANEL, KEYS * PANEL_ROW);
-    barrier_wait(&shared.ds_full[t.ds], t.parity);
+    barrier_wait(&shared.ds_full[slot % 2], uses_parity(at, slot) ^ 1);
     wgmma_fence(dq);
 #pragma unroll
     for (int row = 0; row < keys; row += 16)
@@ -230,76 +227,93 @@ static __device__ __forceinline__ void queries_put(float *sums, const float (&dq
             dq[n][0], dq[n][1], dq[n][2], dq[n][3]};
 }
 
-/* Adds dq, which all threads have put and fenced, to the tile's sums. */
-static __device__ __forceinline__ void queries_send(const float *sums, const Later &t, int group) {
+/* Adds what all threads of the group have put and fenced to the tile's sums of the chunk. */
+template <int D>
+static __device__ __forceinline__ void queries_send(const Backward &p, const float *sums,
+                                                    const Chunk &c, const TileNote &note,
+                                                    int group) {
+    const int64_t slot = (int64_t)c.slot * p.cut.width + note.slot;
+    float *to = (float *)p.sums + slot * (QUERIES * D) + (D == 64 ? 0 : group * SUMS);
     group_sync(group);
     if (threadIdx.x % WARPGROUP) return;
-    if (t.look & FRESH)
-        store_bytes(t.to, sums, SUMS * (int)sizeof *sums);
+    if (note.look & FRESH)
+        store_bytes(to, sums, SUMS * (int)sizeof *sums);
     else
-        add_bytes(t.to, sums, SUMS * (int)sizeof *sums);
+        add_bytes(to, sums, SUMS * (int)sizeof *sums);
     copies_commit();
 }
 
-/* What was left for later, by itself. */
+/* The dq that was left for later, by itself. */
 template <int D>
-static __device__ __forceinline__ void queries_finish(BackwardSm90Shared<D> &shared,
-                                                      const GroupPlace &at, Later &t) {
+static __device__ __forceinline__ void queries_finish(const Backward &p,
+                                                      BackwardSm90Shared<D> &shared,
+                                                      const GroupPlace &at, const Chunk &c,
+                                                      TileNote &later) {
     float dq[8][4];
-    if (!t.to) return;
-    if ((t.look & BOTH) == BOTH)
-        queries_product<D, KEYS>(dq, shared, at, t, 0);
+    if (later.slot < 0) return;
+    if ((later.look & BOTH) == BOTH)
+        queries_product<D, KEYS>(dq, shared, at, later.slot, 0);
     else
-        queries_product<D, HALF>(dq, shared, at, t, t.look & SEES ? 0 : HALF);
+        queries_product<D, HALF>(dq, shared, at, later.slot, later.look & SEES ? 0 : HALF);
     sums_free(at.group);
     wgmma_wait<0>(dq);
-    warp_arrive(&shared.ds_empty[t.ds]);
+    warp_arrive(&shared.ds_empty[later.slot % 2]);
     queries_put(shared.sums[at.group], dq);
     fence_shared_to_async();
-    queries_send(shared.sums[at.group], t, at.group);
-    t.to = NULL;
+    queries_send<D>(p, shared.sums[at.group], c, later, at.group);
+    later.slot = -1;
 }
 
 /* ---- dk and dv ---- */
 
-/* s' becomes p'. full: every query sees every key. delta: that of the lane's queries. */
+/* s' becomes p'. full: every query sees every key. */
 static __device__ __forceinline__ void group_softmax(float (&s)[8][4], float (&dp)[8][4],
-                                                     float (&delta)[8][2], const Backward &p,
-                                                     const Meeting &me, bool full) {
+                                                     const Backward &p, const Meeting &me,
+                                                     bool full) {
     const float scale = FLEX_HAS_SCORE ? 1.0f : p.scale * LOG2E;
+    const RowSums *rows = me.sums + threadIdx.x % 4 * 2;
     if (!full) hide<QUERIES>(s, dp, p, me);
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        const Pack<float> r = load_pack(&me.sums[8 * n + threadIdx.x % 4 * 2].lse);
-        delta[n][0] = FLEX_HAS_SCORE ? 0.0f : r.at[1];
-        delta[n][1] = FLEX_HAS_SCORE ? 0.0f : r.at[3];
+    for (int n = 0; n < 8; n++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[n][e] = exp2_fast(fmaf(s[n][e], scale, -r.at[e % 2 * 2]));
-    }
+        for (int e = 0; e < 4; e++)
+            s[n][e] = exp2_fast(fmaf(s[n][e], scale, -rows[8 * n + e % 2].lse));
 }
 
-/* The group's keys against a tile of queries: adds to dk and dv, leaves ds' in shared memory, in
- * buffer ds. both: meanwhile makes dq of another tile, whose queries see keys of both groups. It
- * comes before dp' where there are no registers for both at once. */
+/* dp' becomes ds' without its scale. */
+static __device__ __forceinline__ void group_scores(const float (&p)[8][4], float (&dp)[8][4],
+                                                    const RowSums *rows) {
+    rows += threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            dp[n][e] = p[n][e] * (FLEX_HAS_SCORE ? dp[n][e] : dp[n][e] - rows[8 * n + e % 2].delta);
+}
+
+/* The group's keys against a tile of queries: adds to dk and dv, leaves ds' in shared memory. both:
+ * meanwhile makes dq of an earlier tile, whose queries see keys of both groups. It comes before dp'
+ * where there are no registers for both at once. */
 template <int D, bool both>
 static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm90Shared<D> &shared,
                                                   GroupKeys<D> &w, const GroupPlace &at,
-                                                  const Meeting &me, bool full, int ds, int parity,
-                                                  const Later &other) {
+                                                  const Meeting &me, const Chunk &c,
+                                                  const TileNote &note, const TileNote &later) {
     constexpr bool ahead = D == 64 || !both; /* dp' is begun with s' */
     const int row = HALF * at.group, warp_row = row + threadIdx.x % WARPGROUP / WARP * 16;
+    const bool full = note.look & FULL << at.group;
     const bf16 *v = shared.v[at.key_stage], *dout = shared.dout[at.stage];
     float *sums = shared.sums[at.group];
-    float s[8][4], dp[8][4], dq[8][4], delta[8][2];
+    float s[8][4], dp[8][4], dq[8][4];
     uint32_t a[4][4], b[4][4];
     group_product<D>(s, w.k, shared.k[at.key_stage], row, shared.q[at.stage]);
     if (ahead) group_product<D>(dp, w.v, v, row, dout);
     if (both) {
-        queries_product<D, KEYS>(dq, shared, at, other, 0);
+        queries_product<D, KEYS>(dq, shared, at, later.slot, 0);
         sums_free(at.group);
     }
     wgmma_wait<both + ahead>(s);
-    if (!FLEX_HAS_SCORE) group_softmax(s, dp, delta, p, me, full);
+    if (!FLEX_HAS_SCORE) group_softmax(s, dp, p, me, full);
     if (!ahead) {
         wgmma_wait<0>(dq);
         queries_put(sums, dq);
@@ -308,12 +322,9 @@ static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm9
     wgmma_wait<both && ahead>(dp);
     if (FLEX_HAS_SCORE) {
         modify<QUERIES>(s, dp, p, me);
-        group_softmax(s, dp, delta, p, me, full);
+        group_softmax(s, dp, p, me, full);
     }
-#pragma unroll
-    for (int n = 0; n < 8; n++) /* ds' without its scale */
-#pragma unroll
-        for (int e = 0; e < 4; e++) dp[n][e] = s[n][e] * (dp[n][e] - delta[n][e % 2]);
+    group_scores(s, dp, me.sums);
 #pragma unroll
     for (int n = 0; n < 4; n++) {
         pack_a(a[n], &s[2 * n]);
@@ -323,26 +334,47 @@ static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm9
         wgmma_wait<0>(dq);
         queries_put(sums, dq);
     }
-    if (both) warp_arrive(&shared.ds_empty[other.ds]);
+    if (both) warp_arrive(&shared.ds_empty[later.slot % 2]);
     product_down<4>(w.dv, a, dout, QUERIES);
     product_down<4>(w.dk, b, shared.q[at.stage], QUERIES);
     wgmma_commit();
     if (p.dq.data) {
-        barrier_wait(&shared.ds_empty[ds], parity ^ 1);
-        tile_put<QUERIES, 8>(shared.ds[ds], warp_row, 0, dp, 1.0f, 1.0f);
+        barrier_wait(&shared.ds_empty[note.slot % 2], uses_parity(at, note.slot) ^ 1);
+        tile_put<QUERIES, 8>(shared.ds[note.slot % 2], warp_row, 0, dp, 1.0f, 1.0f);
         fence_shared_to_async();
-        warp_arrive(&shared.ds_full[ds]);
-        if (both) queries_send(sums, other, at.group);
+        warp_arrive(&shared.ds_full[note.slot % 2]);
+        if (both) queries_send<D>(p, sums, c, later, at.group);
     }
     wgmma_wait<0>(w.dv);
     wgmma_wait<0>(w.dk);
 }
 
+/* A tile of queries, and what the one before left for later. */
+template <int D>
+static __device__ __forceinline__ void group_tile(const Backward &p, BackwardSm90Shared<D> &shared,
+                                                  GroupKeys<D> &w, const GroupPlace &at,
+                                                  const Chunk &c, int col, const TileNote &note,
+                                                  TileNote &later) {
+    const int key = col + (int)threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    const Meeting me = {c.head / p.H, c.head % p.H,          note.row,
+                        key,          shared.rows[at.stage], shared.intervals[at.stage]};
+    const bool sees = note.look & SEES << at.group;
+    if (!sees || (later.look & BOTH) != BOTH) queries_finish<D>(p, shared, at, c, later);
+    if (!sees) {
+        if (p.dq.data) warp_arrive(&shared.ds_full[note.slot % 2]);
+    } else if (later.slot >= 0) {
+        group_keys<D, true>(p, shared, w, at, me, c, note, later);
+    } else {
+        group_keys<D, false>(p, shared, w, at, me, c, note, later);
+    }
+}
+
 /* The group's 64 rows of a gradient, by way of its sums' place. */
 template <int D>
 static __device__ __forceinline__ void group_store(const FlashView &to, const TensorMap *map,
-                                                   float *sums, int group, const Chunk &c, int col,
-                                                   const float (&x)[D / 8][4], float scale) {
+                                                   float *sums, int group, const Chunk &c, int H,
+                                                   int col, const float (&x)[D / 8][4],
+                                                   float scale) {
     bf16 *rows = (bf16 *)sums;
     const int warp_row = threadIdx.x % WARPGROUP / WARP * 16;
     if (!to.data) return;
@@ -354,7 +386,7 @@ static __device__ __forceinline__ void group_store(const FlashView &to, const Te
     group_sync(group);
     if (threadIdx.x % WARPGROUP) return;
     for (int i = 0; i < D; i += PANEL)
-        store_box(map, rows + HALF * i, i, col + HALF * group, c.h, c.b);
+        store_box(map, rows + HALF * i, i, col + HALF * group, c.head % H, c.head / H);
     copies_commit();
 }
 
@@ -381,14 +413,10 @@ static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
     typedef BackwardSm90Shared<D> S;
     const int warp = threadIdx.x / WARP;
     RingPlace ring = {0, 0}, k = {0, 0};
-    int uses = 0; /* of the two buffers of ds', a bit each */
-    Later later = {};
+    TileNote later = {-1, 0, 0};
     GroupPlace at = {};
     at.group = __shfl_sync(FULL_WARP, warp / (WARPGROUP / WARP), 0);
-    float *sums = (float *)p.b.sums + c.slot * p.b.cut.width * (QUERIES * D) +
-                  (D == 64 ? 0 : at.group * SUMS);
     for (int col = c.first * KEYS; col < c.last * KEYS; col += KEYS) {
-        const int key = col + 16 * warp + threadIdx.x % WARP / 4;
         GroupKeys<D> w;
         at.key_stage = k.stage;
         barrier_wait(&shared.keys_full[k.stage], k.parity);
@@ -397,33 +425,21 @@ static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
             at.stage = ring.stage;
             barrier_wait(&shared.full[ring.stage], ring.parity);
             const TileNote note = shared.notes[ring.stage];
-            const int ds = note.slot % 2, parity = uses >> ds & 1;
             if (note.slot < 0) break;
-            const Meeting me = {
-                c.b, c.h, note.row, key, shared.rows[ring.stage], shared.intervals[ring.stage]};
-            const bool full = note.look & FULL << at.group, both = (later.look & BOTH) == BOTH;
-            if (later.to && !(both && note.look & SEES << at.group))
-                queries_finish(shared, at, later);
-            if (!(note.look & SEES << at.group)) {
-                if (p.b.dq.data) warp_arrive(&shared.ds_full[ds]);
-            } else if (later.to) {
-                group_keys<D, true>(p.b, shared, w, at, me, full, ds, parity, later);
-            } else {
-                group_keys<D, false>(p.b, shared, w, at, me, full, ds, parity, later);
-            }
+            group_tile<D>(p.b, shared, w, at, c, col, note, later);
             warp_arrive(&shared.empty[ring.stage]);
-            later.to = NULL;
-            if (p.b.dq.data && (D == 128 || ds == at.group))
-                later = {sums + (int64_t)note.slot * (QUERIES * D), ds, parity, note.look};
-            uses ^= 1 << ds;
+            later.slot = -1;
+            if (p.b.dq.data && (D == 128 || note.slot % 2 == at.group)) later = note;
+            at.uses ^= 1 << note.slot % 2;
         }
-        queries_finish(shared, at, later);
+        queries_finish<D>(p.b, shared, at, c, later);
         warp_arrive(&shared.empty[ring.stage]);
         warp_arrive(&shared.keys_empty[k.stage]);
         ring_next<S::STAGES>(ring);
         ring_next<S::KEY_STAGES>(k);
-        group_store<D>(p.b.dv, &p.dv, shared.sums[at.group], at.group, c, col, w.dv, 1.0f);
-        group_store<D>(p.b.dk, &p.dk, shared.sums[at.group], at.group, c, col, w.dk, p.b.scale);
+        group_store<D>(p.b.dv, &p.dv, shared.sums[at.group], at.group, c, p.b.H, col, w.dv, 1.0f);
+        group_store<D>(p.b.dk, &p.dk, shared.sums[at.group], at.group, c, p.b.H, col, w.dk,
+                       p.b.scale);
     }
     if (threadIdx.x % WARPGROUP == 0) copies_read<0>();
 }
@@ -453,8 +469,8 @@ static __device__ __forceinline__ void backward_sm90_block(const BackwardSm90 &p
     const Cut &cut = p.b.cut;
     /* the first chunks of all heads first, which the most queries see under a causal mask */
     const int head = blockIdx.x % cut.heads, chunk = blockIdx.x / cut.heads;
-    const Chunk c = {head / p.b.H, head % p.b.H, chunk * cut.chunk,
-                     min(cut.n_k, (chunk + 1) * cut.chunk), (int64_t)head * cut.chunks + chunk};
+    const Chunk c = {head, chunk * cut.chunk, min(cut.n_k, (chunk + 1) * cut.chunk),
+                     head * cut.chunks + chunk};
     if (threadIdx.x == 0) barriers_init(shared);
     __syncthreads();
     if (threadIdx.x >= CONSUMERS * WARPGROUP) {
