@@ -45,15 +45,16 @@ static int backends_for(const Device *d, const Mask *m) {
     return flex + (m->offsets && !m->within ? 4 : 2);
 }
 
-/* Every backend in the registry that supports the case, on one device. plain: of float32, NULL in
- * bf16. */
-static int try_backends(const Device *d, DType dtype, const Mask *m, Shape s, const Call *exact,
-                        const Error *plain) {
+/* Every backend in the registry that supports the case, or the one of that name, on one device.
+ * plain: of float32, NULL in bf16. */
+static int try_backends(const Device *d, const char *name, DType dtype, const Mask *m, Shape s,
+                        const Call *exact, const Error *plain) {
     int ran = 0;
     Ctx ctx;
     ctx_for(&ctx, d, 2);
     for (int i = 0; attn_backends[i]; i++) {
         const AttnBackend *b = attn_backends[i];
+        if (name && strcmp(name, b->name)) continue;
         Call c = call_make(s, dtype, m, exact->a.scale);
         if (!b->supports(&ctx, &c.a)) {
             char what[512];
@@ -75,7 +76,7 @@ static int try_backends(const Device *d, DType dtype, const Mask *m, Shape s, co
 }
 
 /* The same on all devices, in one dtype. */
-static void try_dtype(DType dtype, const Mask *m, Shape s, float scale) {
+static void try_dtype(DType dtype, const char *name, const Mask *m, Shape s, float scale) {
     const bool bf16 = dtype == DT_BF16;
     Call exact = call_make_from(s, DT_F64, bf16, m, scale);
     Call single = call_make_from(s, DT_F32, bf16, m, scale);
@@ -85,16 +86,16 @@ static void try_dtype(DType dtype, const Mask *m, Shape s, float scale) {
     for (int d = 0; devices[d]; d++) {
         if (devices[d] == &plain_device || !device_tested(devices[d])) continue;
         if (bf16 && !devices[d]->has_bf16) continue;
-        assert_in_range(try_backends(devices[d], dtype, m, s, &exact, bf16 ? NULL : &plain),
-                        backends_for(devices[d], m), 100);
+        assert_in_range(try_backends(devices[d], name, dtype, m, s, &exact, bf16 ? NULL : &plain),
+                        name ? 1 : backends_for(devices[d], m), 100);
     }
     call_free(&exact);
     call_free(&single);
 }
 
 static void try_everywhere(const Mask *m, Shape s, float scale) {
-    try_dtype(DT_F32, m, s, scale);
-    if (device_tested(&cuda_device)) try_dtype(DT_BF16, m, s, scale);
+    try_dtype(DT_F32, NULL, m, s, scale);
+    if (device_tested(&cuda_device)) try_dtype(DT_BF16, NULL, m, s, scale);
 }
 
 static void every_backend_is_right(void **state) {
@@ -128,6 +129,31 @@ static void wide_heads(void **state) {
         Mask m;
         mask_for(&m, masks[i], "");
         for (int j = 0; j < 3; j++) try_everywhere(&m, wide[j], 0.1f);
+        mask_free(&m);
+    }
+}
+
+/* sdpa in bf16 over several tiles of queries and of 128 keys, which some of the queries see whole,
+ * in part, by half or not at all, and more of them than there are multiprocessors in the emulator:
+ * what the kernels for Hopper distinguish. A maximum that jumps from tile to tile (scale 8). */
+static void several_tiles(void **state) {
+    (void)state;
+    static const struct {
+        const char *mask;
+        Shape shape;
+        float scale;
+    } tiled[] = {{"frame-causal", {1, 2, 270, 390, 64}, 0.125f},
+                 {"window:100", {1, 2, 200, 330, 128}, 0.088f},
+                 {"document:50", {1, 2, 200, 200, 128}, 0.088f},
+                 {"full", {1, 2, 1, 129, 64}, 0.125f},
+                 {"full", {2, 2, 3, 65, 128}, 0.088f},
+                 {"causal", {2, 6, 65, 196, 64}, 8}};
+    if (!device_tested(&cuda_device)) return;
+    for (size_t i = 0; i < sizeof tiled / sizeof *tiled; i++) {
+        Mask m;
+        Err e;
+        if (mask_init(&m, tiled[i].mask, "", 390, 65, 2, 6, &e)) fail_msg("%s", e.text);
+        try_dtype(DT_BF16, "sdpa", &m, tiled[i].shape, tiled[i].scale);
         mask_free(&m);
     }
 }
@@ -417,6 +443,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_backend_is_right),
         cmocka_unit_test(many_heads),
+        cmocka_unit_test(several_tiles),
         cmocka_unit_test(wide_heads),
         cmocka_unit_test(documents_of_a_batch),
         cmocka_unit_test(peaked_rows),

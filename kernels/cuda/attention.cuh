@@ -28,9 +28,14 @@ void cuda_masks_free(struct CudaMasks *masks);
 void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_bf16.cu */
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_bf16.cu */
 size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool backward);
-void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_sm90.cu */
-void flash_backward_sm90(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_sm90.cu */
+
+/* The same for Hopper: bf16, heads of 64 and 128 numbers, tensors that the copy engine takes
+ * (tensor_map.cuh). fits: whether this GPU and these tensors are such. */
+bool flash_sm90_fits(const Ctx *c, const AttnArgs *a, bool backward); /* attention_sdpa.cu */
+void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m);       /* flash_forward_sm90.cu */
+void flash_backward_sm90(Ctx *c, const AttnArgs *a, CudaMask m);      /* flash_backward_sm90.cu */
 size_t flash_workspace_sm90(const AttnArgs *a, bool backward);
+
 void flash_forward_f32(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_f32.cu */
 void flash_backward_f32(Ctx *c, const AttnArgs *a, CudaMask m);
 size_t flash_workspace_f32(const AttnArgs *a, bool backward);

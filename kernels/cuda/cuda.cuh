@@ -58,9 +58,10 @@ typedef struct Cuda {
     double *fetched;         /* pinned: Ctx.fetched */
     cudaEvent_t mark[8];     /* a ring */
     uint64_t n_marks;
-    int n_sm;       /* multiprocessors */
-    int max_shared; /* bytes of dynamic shared memory that a block may ask for */
-    int arch;       /* 80, 90, ... */
+    unsigned *drawn; /* on the device, 0 between kernels: items of work that blocks drew */
+    int n_sm;        /* multiprocessors */
+    int max_shared;  /* bytes of dynamic shared memory that a block may ask for */
+    int arch;        /* 80, 90, ... */
 } Cuda;
 
 static inline Cuda *cuda_of(const Ctx *c) { return (Cuda *)c->device_state; }

@@ -169,6 +169,8 @@ static int cuda_open(Ctx *c, Err *e) {
     if (c->dry) return 0;
     CUDA(c, cudaStreamCreate(&d->stream));
     CUDA(c, cudaMallocHost((void **)&d->fetched, FETCH_MAX * sizeof *d->fetched));
+    CUDA(c, cudaMalloc((void **)&d->drawn, sizeof *d->drawn));
+    CUDA(c, cudaMemset(d->drawn, 0, sizeof *d->drawn));
     for (int i = 0; i < MARKS; i++)
         CUDA(c, cudaEventCreateWithFlags(&d->mark[i], cudaEventDisableTiming));
     return 0;
@@ -200,6 +202,7 @@ void cuda_release(Ctx *c) {
         staging_free(c, d->staging);
         times_free(c, d->times);
         for (int i = 0; i < MARKS; i++) CUDA(c, cudaEventDestroy(d->mark[i]));
+        CUDA(c, cudaFree(d->drawn));
         CUDA(c, cudaFreeHost(d->fetched));
         CUDA(c, cudaStreamDestroy(d->stream));
     }

@@ -16,6 +16,7 @@ static void forward_start(Ctx *c, const AttnArgs *a, CudaMask m) {
                        tensor_map(c, a->v, a->vs, a->B, a->Tk, a->H, D, KEYS),
                        tensor_map(c, a->out, a->os, a->B, a->Tq, a->H, D, STRIP),
                        (float *)a->lse,
+                       cuda_of(c)->drawn,
                        flash_mask(a, &m),
                        heads,
                        a->H,

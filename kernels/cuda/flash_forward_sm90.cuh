@@ -1,5 +1,37 @@
 /* Fused attention in bf16 for Hopper, forward: FlashAttention-3 (Shah et al. 2024).
  *
+ * A block draws items of work, 192 (D 64) or 128 (D 128) queries of one head, and visits tiles of
+ * 128 keys that some of them see. One warp loads: queries of the next item while this one is
+ * computed, keys and values into a ring of stages, apart, so that q k' begins before v is there. It
+ * asks the mask as well, once a tile for each warpgroup, which reads the answer with the tile. The
+ * other warpgroups have 64 queries each. In one of them q k' of a tile is begun before p v of the
+ * tile before, and the softmax of the one runs while the tensor cores have the other; between them
+ * turns order the products, so that one's softmax meets the others' products. P stays in registers.
+ * Output takes the queries' place in shared memory and leaves by the copy engine.
+ *
+ * The softmax is that of the portable kernel: online, in base 2, and sums are left as they are
+ * where no row's maximum grows by more than SLACK. Each item is computed by one block in one order,
+ * so that the bits do not depend on who draws it.
+ *
+ * One tile of a warpgroup (64 x 128), in clocks of a multiprocessor:
+ *                   D 64   D 128
+ *   tensor cores     512    1024   64 x N x 16 in N / 2
+ *   exponentials     512     512   8192 at 16
+ *   shared memory    405     896   a, b of q k' and b of p v by each warpgroup, tiles once, at 128
+ *                                  bytes
+ *   instructions     350     370   as many a warp, 4 at a time: 288 of the softmax
+ * So the tensor cores' rate, 920 TFLOP/s at 1.7 GHz, is the bound of both, and at D 64 of the
+ * exponentials too: of three warpgroups one would have to be in its softmax at every moment, and
+ * none ever wait. A quarter of the exponentials as polynomials (8 instructions for one) would bring
+ * them to 384 and instructions to 460: it moves the limit by less than it costs in issue slots.
+ * What is reached on hardware is open.
+ *
+ * Work: a tile whose second half a warpgroup does not see costs half. Frames of 65 tokens, T 1950:
+ * 1.10 times the visible pairs (1.13 by whole tiles, 1.33 by blocks of 192 queries). Balance over
+ * 132 blocks there, mean over longest: B 32, H 6, 0.98 (items assigned in turns 0.92), B 8 0.88
+ * (0.81). Tiny documents, of a few rows, cost a warpgroup 128 to 192 keys, the portable kernel's
+ * warps 64 to 96: half as much, at about half this kernel's rate, so that they stay here.
+ *
  * B batch, H heads, T tokens, D head size, 64 or 128. */
 #ifndef KERNELS_CUDA_FLASH_FORWARD_SM90_CUH
 #define KERNELS_CUDA_FLASH_FORWARD_SM90_CUH
@@ -7,7 +39,7 @@
 #include "kernels/cuda/flash_sm90.cuh"
 
 enum {
-    KEYS = 128,  /* of a tile */
+    KEYS = 128, /* of a tile */
     HALF = 64,
     SLOTS = 2,   /* items of work whose queries are in shared memory */
     GROUP = 64,  /* queries of a warpgroup */
@@ -17,17 +49,19 @@ enum {
 };
 #define SLACK 8.0f
 
-/* Warpgroups that compute, beside the one that loads; registers of a thread of either, of 65536. */
+/* Warpgroups that compute, beside the one that loads; registers of a thread of either: together as
+ * many as the block begins with, 4 x 128 or 3 x 168. */
 template <int D>
 struct ForwardShape {
     static constexpr int GROUPS = D == 64 ? 3 : 2, ROWS = GROUPS * GROUP,
                          THREADS = (1 + GROUPS) * WARPGROUP, STAGES = D == 64 ? 4 : 2,
-                         LOADS = 32, COMPUTES = D == 64 ? 160 : 240;
+                         LOADS = D == 64 ? 32 : 40, COMPUTES = D == 64 ? 160 : 232;
 };
 
 typedef struct Forward {
     TensorMap q, k, v, out;
     float *lse;
+    unsigned *drawn; /* items, beyond the first of each block; 0 before and after */
     FlashMask mask;
     int heads, H, n_tiles, group;
     float scale, factor; /* factor: to scores in units of log 2, scale log2(e) */
@@ -35,8 +69,8 @@ typedef struct Forward {
 
 /* An item of work: consecutive queries of one head. */
 typedef struct Item {
-    int b, h, row;
-    bool sees; /* whether there is a tile of keys */
+    int b, h, row; /* row -1: there is no more work */
+    bool sees;     /* whether there is a tile of keys */
 } Item;
 
 /* What a warpgroup is told of a tile of keys: that some of its queries see some of it, some of its
@@ -53,6 +87,7 @@ struct ForwardShared {
     typedef ForwardShape<D> S;
     bf16 k[S::STAGES][KEYS * D], v[S::STAGES][KEYS * D], q[SLOTS][S::ROWS * D];
     Interval rows[SLOTS][S::ROWS];
+    Limits limits[S::GROUPS]; /* of each warpgroup's rows; for the warp that loads */
     Item item[SLOTS];
     Tile tile[S::STAGES];
     Barrier k_full[S::STAGES], k_empty[S::STAGES], v_full[S::STAGES], v_empty[S::STAGES];
@@ -69,25 +104,23 @@ static __device__ __forceinline__ Item forward_place(const Forward &p, int rows,
     return {head / p.H, head % p.H, (p.n_tiles - 1 - at / heads) * rows, false};
 }
 
-/* The intervals of an item's rows; in lane g the limits of warpgroup g, in `all` the block's. */
+/* The intervals of an item's rows, the limits of each warpgroup's, and, returned, those of all. */
 template <int D>
 static __device__ __forceinline__ Limits forward_limits(const Forward &p, const Item &item,
-                                                        Interval *rows, Limits *all) {
+                                                        Interval *rows, Limits *limits) {
     typedef ForwardShape<D> S;
-    for (int r = threadIdx.x; r < S::ROWS; r += WARP)
-        rows[r] = interval_of(p.mask, item.row + r);
+    for (int r = threadIdx.x; r < S::ROWS; r += WARP) rows[r] = interval_of(p.mask, item.row + r);
     __syncwarp();
-    Limits mine = {INT_MAX, 0, INT_MAX, 0};
-    *all = mine;
+    Limits all = {INT_MAX, 0, 0, 0};
 #pragma unroll 1 /* this warp has few registers */
     for (int g = 0; g < S::GROUPS; g++) {
-        const Limits l = mask_limits(p.mask, item.b, item.h, rows + g * GROUP,
-                                     item.row + g * GROUP, GROUP);
-        if (threadIdx.x == g) mine = l;
-        all->first = min(all->first, l.first);
-        all->end = max(all->end, l.end);
+        const Limits l =
+            mask_limits(p.mask, item.b, item.h, rows + g * GROUP, item.row + g * GROUP, GROUP);
+        if ((int)threadIdx.x == g) limits[g] = l;
+        all.first = min(all.first, l.first);
+        all.end = max(all.end, l.end);
     }
-    return mine;
+    return all;
 }
 
 /* What warpgroup threadIdx.x, whose limits are l, is told of the tile from `key` on. */
@@ -112,8 +145,8 @@ static __device__ __forceinline__ void forward_copy(bf16 *to, const TensorMap *m
 /* The tiles of an item that somebody sees. */
 template <int D>
 static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardShared<D> &shared,
-                                                    const Item &item, const Limits &mine,
-                                                    const Limits &all, int key, RingPlace &at) {
+                                                    const Item &item, const Limits &all, int key,
+                                                    RingPlace &at) {
     typedef ForwardShape<D> S;
     const bool one = threadIdx.x == 0;
     while (key < all.end) {
@@ -123,8 +156,8 @@ static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardSha
         Tile &tile = shared.tile[at.stage];
         if (one) tile.key = key;
         if (threadIdx.x < S::GROUPS)
-            tile.look[threadIdx.x] =
-                forward_look(p, item, mine, key) | (next < all.end ? 0 : LAST);
+            tile.look[threadIdx.x] = forward_look(p, item, shared.limits[threadIdx.x], key) |
+                                     (next < all.end ? 0 : LAST);
         __syncwarp();
         if (one) forward_copy<D>(shared.k[at.stage], &p.k, &shared.k_full[at.stage], item, key);
         barrier_wait(&shared.v_empty[at.stage], at.parity ^ 1);
@@ -135,27 +168,43 @@ static __device__ __forceinline__ void forward_keys(const Forward &p, ForwardSha
     }
 }
 
+/* The block's next item. Each block draws until there is none, so that the draws are as many as the
+ * items, and the last one leaves the counter as it was. */
+static __device__ __forceinline__ int forward_draw(const Forward &p) {
+    int drawn = 0;
+    if (threadIdx.x == 0) {
+        drawn = (int)atomicAdd(p.drawn, 1u);
+        if (drawn == p.heads * p.n_tiles - 1) atomicAnd(p.drawn, 0u);
+    }
+    return (int)gridDim.x + __shfl_sync(FULL_WARP, drawn, 0);
+}
+
 template <int D>
 static __device__ __forceinline__ void forward_load(const Forward &p, ForwardShared<D> &shared) {
     typedef ForwardShape<D> S;
+    const bool one = threadIdx.x == 0;
     RingPlace slot = {0, 0}, at = {0, 0};
-    for (int i = blockIdx.x; i < p.heads * p.n_tiles; i += gridDim.x) {
-        barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
+    for (int i = blockIdx.x; i < p.heads * p.n_tiles; i = forward_draw(p)) {
         Item item = forward_place(p, S::ROWS, i);
-        Limits all;
-        const Limits mine = forward_limits<D>(p, item, shared.rows[slot.stage], &all);
+        barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
+        const Limits all = forward_limits<D>(p, item, shared.rows[slot.stage], shared.limits);
         const int key = HALF * mask_next(p.mask, all, item.b, item.h, item.row, S::ROWS,
                                          all.first / HALF, HALF);
         item.sees = key < all.end;
-        if (threadIdx.x == 0) {
+        if (one) {
             Barrier *b = &shared.q_full[slot.stage];
             shared.item[slot.stage] = item;
             barrier_expect(b, S::ROWS * D * (int)sizeof(bf16));
             panels_load<D>(shared.q[slot.stage], &p.q, b, S::ROWS, item.row, item.h, item.b);
         }
         __syncwarp();
-        forward_keys(p, shared, item, mine, all, key, at);
+        forward_keys(p, shared, item, all, key, at);
         ring_next<SLOTS>(slot);
+    }
+    barrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
+    if (one) {
+        shared.item[slot.stage].row = -1;
+        barrier_arrive(&shared.q_full[slot.stage]);
     }
 }
 
@@ -423,8 +472,9 @@ static __device__ __forceinline__ void forward_compute(const Forward &p, Forward
     typedef ForwardShape<D> S;
     ForwardView<D> x = {shared, group, {0, 0}, {0, 0}};
     if (group == S::GROUPS - 1) turn_pass<D>(group);
-    for (int i = blockIdx.x; i < p.heads * p.n_tiles; i += gridDim.x) {
+    for (;;) {
         barrier_wait(&shared.q_full[x.slot.stage], x.slot.parity);
+        if (shared.item[x.slot.stage].row < 0) break;
         ForwardRows<D> w;
         w.top[0] = w.top[1] = -INFINITY;
         w.sum[0] = w.sum[1] = 0;
@@ -464,7 +514,7 @@ static __device__ __forceinline__ void forward_block(const Forward &p) {
         if (threadIdx.x < WARP) forward_load(p, shared);
     } else {
         registers_grow<S::COMPUTES>();
-        forward_compute(p, shared, (int)threadIdx.x / WARPGROUP - 1);
+        forward_compute(p, shared, warpgroup_number() - 1);
     }
 }
 

@@ -13,6 +13,14 @@ enum {
     PANEL_ROW = 128  /* bytes */
 };
 
+/* Which of the block's at most four warpgroups the thread is of. By votes, so that the compiler
+ * knows that a warp's lanes agree: what follows from it, descriptors of matrices above all, then
+ * lies in uniform registers. */
+static __device__ __forceinline__ int warpgroup_number() {
+    const int n = (int)threadIdx.x / WARPGROUP;
+    return (__any_sync(FULL_WARP, n & 2) ? 2 : 0) | (__any_sync(FULL_WARP, n & 1) ? 1 : 0);
+}
+
 /* ---- rings ---- */
 
 /* Where somebody is in a ring. Each stage has two barriers, full and empty; who fills
@@ -39,8 +47,7 @@ template <int D>
 static __device__ __forceinline__ void panels_load(bf16 *to, const TensorMap *map, Barrier *b,
                                                    int rows, int row, int h, int batch) {
 #pragma unroll
-    for (int col = 0; col < D; col += PANEL)
-        copy_box(to + rows * col, map, b, col, row, h, batch);
+    for (int col = 0; col < D; col += PANEL) copy_box(to + rows * col, map, b, col, row, h, batch);
 }
 
 /* ---- products: begun; wgmma_commit and wgmma_wait are the caller's ---- */
