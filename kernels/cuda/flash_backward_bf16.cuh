@@ -35,6 +35,55 @@
 
 #include "kernels/cuda/flash_backward.cuh"
 
+/* ---- the first passes ---- */
+
+/* Intervals, limits: one warp a tile of queries. */
+static __global__ void limits_kernel(Backward p) {
+    const int tile = (int)(global_thread() / WARP), size = p.cut.tile;
+    if (tile >= p.cut.n_q) return;
+    Interval *x = p.intervals + (int64_t)tile * size;
+    for (int i = threadIdx.x % WARP; i < size; i += WARP)
+        x[i] = interval_of(p.mask, tile * size + i);
+    __syncwarp();
+    const Limits l = mask_limits_all(p.mask, x, tile * size, size);
+    if (threadIdx.x % WARP == 0) p.limits[tile] = l;
+}
+
+/* sum of x y over a chunk of 8 columns */
+static __device__ __forceinline__ float chunk_dot(const bf16 *x, const bf16 *y, int n, bool wide) {
+    float sum = 0;
+    if (wide) {
+        const Pack<bf16> a = load_pack(x), b = load_pack(y);
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum += to_float(a.at[e]) * to_float(b.at[e]);
+    } else {
+        for (int e = 0; e < n; e++) sum += to_float(x[e]) * to_float(y[e]);
+    }
+    return sum;
+}
+
+/* RowSums: eight lanes a row, heads of one token behind each other. Reads dout and out once. */
+static __global__ void rows_kernel(Backward p) {
+    enum { LANES = 8 };
+    const int64_t i = global_thread() / LANES;
+    const int lane = threadIdx.x % LANES;
+    const int h = (int)(i % p.H), t = (int)(i / p.H % p.cut.q_pad),
+              b = (int)(i / p.H / p.cut.q_pad);
+    float delta = 0;
+    if (b < p.B && t < p.mask.Tq) {
+        const bf16 *x = p.out.data + b * p.out.b + (int64_t)t * p.out.t + h * p.out.h;
+        const bf16 *y = p.dout.data + b * p.dout.b + (int64_t)t * p.dout.t + h * p.dout.h;
+        for (int d = 8 * lane; d < p.D; d += 8 * LANES)
+            delta += chunk_dot(x + d, y + d, min(8, p.D - d), p.out.wide && p.dout.wide);
+    }
+    for (int lanes = LANES / 2; lanes > 0; lanes /= 2)
+        delta += __shfl_xor_sync(FULL_WARP, delta, lanes);
+    if (b >= p.B || lane) return;
+    const int64_t head = (int64_t)b * p.H + h;
+    const float lse = t < p.mask.Tq ? p.lse[head * p.mask.Tq + t] : -INFINITY;
+    p.rows[head * p.cut.q_pad + t] = {lse == -INFINITY ? INFINITY : lse * LOG2E, delta};
+}
+
 /* ---- the tiles ---- */
 
 template <int D, int ROWS>
