@@ -136,7 +136,7 @@ static __device__ __forceinline__ void backward_load(const BackwardSm90 &p,
                 queries_begin(p, shared, at.stage, b, h,
                               {slot, tile * QUERIES, tile_look(p.b, b, h, tile, from, col)});
             } else if (leads) {
-                shared.notes[at.stage].slot = -1;
+                shared.notes[at.stage] = {-1, 0, 0};
                 barrier_arrive(&shared.full[at.stage]);
             }
             __syncwarp();
