@@ -192,6 +192,14 @@ static __device__ __forceinline__ int uses_parity(const GroupPlace &at, int slot
     return at.uses >> slot % 2 & 1;
 }
 
+/* The warp has done with its part of the tile's ds'; one more use. */
+template <int D>
+static __device__ __forceinline__ void ds_leave(BackwardSm90Shared<D> &shared, GroupPlace &at,
+                                                int slot) {
+    warp_arrive(&shared.ds_full[slot % 2]);
+    at.uses ^= 1 << slot % 2;
+}
+
 /* ---- dq ---- */
 
 /* Before a warpgroup writes its sums: what lay there has been stored or added, so that two
@@ -219,12 +227,17 @@ static __device__ __forceinline__ void queries_product(float (&dq)[8][4],
     wgmma_commit();
 }
 
-/* dq to its place in shared memory, which is free. */
-static __device__ __forceinline__ void queries_put(float *sums, const float (&dq)[8][4]) {
+/* dq, which is the latest product, to its place in shared memory, which is free. */
+template <int D>
+static __device__ __forceinline__ void queries_take(float (&dq)[8][4],
+                                                    BackwardSm90Shared<D> &shared,
+                                                    const GroupPlace &at, int slot) {
+    float *sums = shared.sums[at.group] + 4 * (threadIdx.x % WARPGROUP);
+    wgmma_wait<0>(dq);
+    warp_arrive(&shared.ds_empty[slot % 2]);
 #pragma unroll
     for (int n = 0; n < 8; n++)
-        *(Pack<float> *)(sums + 4 * (n * WARPGROUP + threadIdx.x % WARPGROUP)) = {
-            dq[n][0], dq[n][1], dq[n][2], dq[n][3]};
+        *(Pack<float> *)(sums + 4 * n * WARPGROUP) = {dq[n][0], dq[n][1], dq[n][2], dq[n][3]};
 }
 
 /* Adds what all threads of the group have put and fenced to the tile's sums of the chunk. */
@@ -232,10 +245,10 @@ template <int D>
 static __device__ __forceinline__ void queries_send(const Backward &p, const float *sums,
                                                     const Chunk &c, const TileNote &note,
                                                     int group) {
-    const int64_t slot = (int64_t)c.slot * p.cut.width + note.slot;
-    float *to = (float *)p.sums + slot * (QUERIES * D) + (D == 64 ? 0 : group * SUMS);
     group_sync(group);
     if (threadIdx.x % WARPGROUP) return;
+    const int64_t slot = (int64_t)c.slot * p.cut.width + note.slot;
+    float *to = (float *)p.sums + slot * (QUERIES * D) + (D == 64 ? 0 : group * SUMS);
     if (note.look & FRESH)
         store_bytes(to, sums, SUMS * (int)sizeof *sums);
     else
@@ -256,9 +269,7 @@ static __device__ __forceinline__ void queries_finish(const Backward &p,
     else
         queries_product<D, HALF>(dq, shared, at, later.slot, later.look & SEES ? 0 : HALF);
     sums_free(at.group);
-    wgmma_wait<0>(dq);
-    warp_arrive(&shared.ds_empty[later.slot % 2]);
-    queries_put(shared.sums[at.group], dq);
+    queries_take(dq, shared, at, later.slot);
     fence_shared_to_async();
     queries_send<D>(p, shared.sums[at.group], c, later, at.group);
     later.slot = -1;
@@ -280,93 +291,105 @@ static __device__ __forceinline__ void group_softmax(float (&s)[8][4], float (&d
             s[n][e] = exp2_fast(fmaf(s[n][e], scale, -rows[8 * n + e % 2].lse));
 }
 
-/* dp' becomes ds' without its scale. */
-static __device__ __forceinline__ void group_scores(const float (&p)[8][4], float (&dp)[8][4],
-                                                    const RowSums *rows) {
+/* p' and ds' = p' (dp' - delta), without its scale, rounded, as A operands: a and b. */
+static __device__ __forceinline__ void group_round(uint32_t (&a)[4][4], uint32_t (&b)[4][4],
+                                                   const float (&p)[8][4], float (&dp)[8][4],
+                                                   const RowSums *rows) {
     rows += threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < 8; n++)
+    for (int n = 0; n < 8; n++) {
 #pragma unroll
         for (int e = 0; e < 4; e++)
             dp[n][e] = p[n][e] * (FLEX_HAS_SCORE ? dp[n][e] : dp[n][e] - rows[8 * n + e % 2].delta);
+        if (n % 2 == 0) continue;
+        pack_a(a[n / 2], &p[n - 1]);
+        pack_a(b[n / 2], &dp[n - 1]);
+    }
+}
+
+/* The A operand b, 16 keys by 64 queries, to rows row .. row + 15 of ds'. */
+static __device__ __forceinline__ void keys_put(bf16 *ds, int row, const uint32_t (&b)[4][4]) {
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 16; i++) { /* rows g and g + 8 of each chunk of 8 queries */
+        bf16 *to = lane_at<QUERIES>(ds + 2 * t, row + i % 2 * 8, i / 2 * 8, g, 0);
+        *(uint32_t *)to = b[i / 4][i % 4];
+    }
 }
 
 /* The group's keys against a tile of queries: adds to dk and dv, leaves ds' in shared memory. both:
- * meanwhile makes dq of an earlier tile, whose queries see keys of both groups. It comes before dp'
- * where there are no registers for both at once. */
+ * dq is made alongside, of tile `other`, whose queries see keys of both groups: with D 64 of an
+ * earlier tile, while p' is computed; with D 128, where there are no registers for that, of this
+ * one, with dk and dv. */
 template <int D, bool both>
 static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm90Shared<D> &shared,
-                                                  GroupKeys<D> &w, const GroupPlace &at,
+                                                  GroupKeys<D> &w, GroupPlace &at,
                                                   const Meeting &me, const Chunk &c,
-                                                  const TileNote &note, const TileNote &later) {
-    constexpr bool ahead = D == 64 || !both; /* dp' is begun with s' */
-    const int row = HALF * at.group, warp_row = row + threadIdx.x % WARPGROUP / WARP * 16;
+                                                  const TileNote &note, const TileNote &other) {
+    constexpr bool before = both && D == 64, after = both && D == 128;
+    const int ds = note.slot % 2, row = HALF * at.group;
     const bool full = note.look & FULL << at.group;
-    const bf16 *v = shared.v[at.key_stage], *dout = shared.dout[at.stage];
     float *sums = shared.sums[at.group];
     float s[8][4], dp[8][4], dq[8][4];
     uint32_t a[4][4], b[4][4];
     group_product<D>(s, w.k, shared.k[at.key_stage], row, shared.q[at.stage]);
-    if (ahead) group_product<D>(dp, w.v, v, row, dout);
-    if (both) {
-        queries_product<D, KEYS>(dq, shared, at, later.slot, 0);
+    group_product<D>(dp, w.v, shared.v[at.key_stage], row, shared.dout[at.stage]);
+    if (before) {
+        queries_product<D, KEYS>(dq, shared, at, other.slot, 0);
         sums_free(at.group);
     }
-    wgmma_wait<both + ahead>(s);
+    wgmma_wait<1 + before>(s);
     if (!FLEX_HAS_SCORE) group_softmax(s, dp, p, me, full);
-    if (!ahead) {
-        wgmma_wait<0>(dq);
-        queries_put(sums, dq);
-        group_product<D>(dp, w.v, v, row, dout);
-    }
-    wgmma_wait<both && ahead>(dp);
+    wgmma_wait<before>(dp);
     if (FLEX_HAS_SCORE) {
         modify<QUERIES>(s, dp, p, me);
         group_softmax(s, dp, p, me, full);
     }
-    group_scores(s, dp, me.sums);
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-        pack_a(a[n], &s[2 * n]);
-        pack_a(b[n], &dp[2 * n]);
-    }
-    if (both && ahead) {
-        wgmma_wait<0>(dq);
-        queries_put(sums, dq);
-    }
-    if (both) warp_arrive(&shared.ds_empty[later.slot % 2]);
-    product_down<4>(w.dv, a, dout, QUERIES);
+    group_round(a, b, s, dp, me.sums);
+    if (before) queries_take(dq, shared, at, other.slot);
+    product_down<4>(w.dv, a, shared.dout[at.stage], QUERIES);
     product_down<4>(w.dk, b, shared.q[at.stage], QUERIES);
     wgmma_commit();
     if (p.dq.data) {
-        barrier_wait(&shared.ds_empty[note.slot % 2], uses_parity(at, note.slot) ^ 1);
-        tile_put<QUERIES, 8>(shared.ds[note.slot % 2], warp_row, 0, dp, 1.0f, 1.0f);
+        barrier_wait(&shared.ds_empty[ds], uses_parity(at, note.slot) ^ 1);
+        keys_put(shared.ds[ds], row + threadIdx.x % WARPGROUP / WARP * 16, b);
         fence_shared_to_async();
-        warp_arrive(&shared.ds_full[note.slot % 2]);
-        if (both) queries_send<D>(p, sums, c, later, at.group);
     }
-    wgmma_wait<0>(w.dv);
-    wgmma_wait<0>(w.dk);
+    ds_leave(shared, at, note.slot);
+    if (before) queries_send<D>(p, sums, c, other, at.group);
+    if (after) {
+        queries_product<D, KEYS>(dq, shared, at, other.slot, 0);
+        sums_free(at.group);
+    }
+    wgmma_wait<after>(w.dv);
+    wgmma_wait<after>(w.dk);
+    if (after) {
+        queries_take(dq, shared, at, other.slot);
+        fence_shared_to_async();
+        queries_send<D>(p, sums, c, other, at.group);
+    }
 }
 
 /* A tile of queries, and what the one before left for later. */
 template <int D>
 static __device__ __forceinline__ void group_tile(const Backward &p, BackwardSm90Shared<D> &shared,
-                                                  GroupKeys<D> &w, const GroupPlace &at,
-                                                  const Chunk &c, int col, const TileNote &note,
-                                                  TileNote &later) {
+                                                  GroupKeys<D> &w, GroupPlace &at, const Chunk &c,
+                                                  int col, const TileNote &note, TileNote &later) {
     const int key = col + (int)threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
     const Meeting me = {c.head / p.H, c.head % p.H,          note.row,
                         key,          shared.rows[at.stage], shared.intervals[at.stage]};
     const bool sees = note.look & SEES << at.group;
-    if (!sees || (later.look & BOTH) != BOTH) queries_finish<D>(p, shared, at, c, later);
-    if (!sees) {
-        if (p.dq.data) warp_arrive(&shared.ds_full[note.slot % 2]);
-    } else if (later.slot >= 0) {
-        group_keys<D, true>(p, shared, w, at, me, c, note, later);
-    } else {
-        group_keys<D, false>(p, shared, w, at, me, c, note, later);
-    }
+    const TileNote other = D == 64 ? later : note;
+    const bool both = p.dq.data && other.slot >= 0 && (other.look & BOTH) == BOTH && sees;
+    if (!(D == 64 && both)) queries_finish<D>(p, shared, at, c, later);
+    if (!sees)
+        ds_leave(shared, at, note.slot);
+    else if (both)
+        group_keys<D, true>(p, shared, w, at, me, c, note, other);
+    else
+        group_keys<D, false>(p, shared, w, at, me, c, note, other);
+    const bool mine = p.dq.data && (D == 128 ? !both : note.slot % 2 == at.group);
+    later = mine ? note : TileNote{-1, 0, 0};
 }
 
 /* The group's 64 rows of a gradient, by way of its sums' place. */
@@ -378,16 +401,17 @@ static __device__ __forceinline__ void group_store(const FlashView &to, const Te
     bf16 *rows = (bf16 *)sums;
     const int warp_row = threadIdx.x % WARPGROUP / WARP * 16;
     if (!to.data) return;
-    sums_free(group);
 #pragma unroll
-    for (int i = 0; i < D; i += PANEL)
-        tile_put<PANEL, 8>(rows + HALF * i, warp_row, 0, &x[i / 8], scale, scale);
-    fence_shared_to_async();
-    group_sync(group);
-    if (threadIdx.x % WARPGROUP) return;
-    for (int i = 0; i < D; i += PANEL)
-        store_box(map, rows + HALF * i, i, col + HALF * group, c.head % H, c.head / H);
-    copies_commit();
+    for (int i = 0; i < D; i += PANEL) {
+        sums_free(group);
+        tile_put<PANEL, 8>(rows, warp_row, 0, &x[i / 8], scale, scale);
+        fence_shared_to_async();
+        group_sync(group);
+        if (threadIdx.x % WARPGROUP == 0) {
+            store_box(map, rows, i, col + HALF * group, c.head % H, c.head / H);
+            copies_commit();
+        }
+    }
 }
 
 /* The warpgroup's keys come into registers where they are held there; no gradients yet. */
@@ -412,31 +436,27 @@ static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
                                                         const Chunk &c) {
     typedef BackwardSm90Shared<D> S;
     const int warp = threadIdx.x / WARP;
-    RingPlace ring = {0, 0}, k = {0, 0};
+    int stages = 0; /* seen so far */
     TileNote later = {-1, 0, 0};
     GroupPlace at = {};
     at.group = __shfl_sync(FULL_WARP, warp / (WARPGROUP / WARP), 0);
-    for (int col = c.first * KEYS; col < c.last * KEYS; col += KEYS) {
+    for (int i = 0; i < c.last - c.first; i++) {
+        const int col = (c.first + i) * KEYS;
         GroupKeys<D> w;
-        at.key_stage = k.stage;
-        barrier_wait(&shared.keys_full[k.stage], k.parity);
-        group_begin<D>(w, shared.k[k.stage], shared.v[k.stage], 16 * warp);
-        for (;; ring_next<S::STAGES>(ring)) {
-            at.stage = ring.stage;
-            barrier_wait(&shared.full[ring.stage], ring.parity);
-            const TileNote note = shared.notes[ring.stage];
+        at.key_stage = i % S::KEY_STAGES;
+        barrier_wait(&shared.keys_full[at.key_stage], i / S::KEY_STAGES % 2);
+        group_begin<D>(w, shared.k[at.key_stage], shared.v[at.key_stage], 16 * warp);
+        for (;;) {
+            at.stage = stages % S::STAGES;
+            barrier_wait(&shared.full[at.stage], stages++ / S::STAGES % 2);
+            const TileNote note = shared.notes[at.stage];
             if (note.slot < 0) break;
             group_tile<D>(p.b, shared, w, at, c, col, note, later);
-            warp_arrive(&shared.empty[ring.stage]);
-            later.slot = -1;
-            if (p.b.dq.data && (D == 128 || note.slot % 2 == at.group)) later = note;
-            at.uses ^= 1 << note.slot % 2;
+            warp_arrive(&shared.empty[at.stage]);
         }
         queries_finish<D>(p.b, shared, at, c, later);
-        warp_arrive(&shared.empty[ring.stage]);
-        warp_arrive(&shared.keys_empty[k.stage]);
-        ring_next<S::STAGES>(ring);
-        ring_next<S::KEY_STAGES>(k);
+        warp_arrive(&shared.empty[at.stage]);
+        warp_arrive(&shared.keys_empty[at.key_stage]);
         group_store<D>(p.b.dv, &p.dv, shared.sums[at.group], at.group, c, p.b.H, col, w.dv, 1.0f);
         group_store<D>(p.b.dk, &p.dk, shared.sums[at.group], at.group, c, p.b.H, col, w.dk,
                        p.b.scale);
