@@ -227,13 +227,13 @@ static __device__ __forceinline__ void queries_product(float (&dq)[8][4],
     wgmma_commit();
 }
 
-/* dq, which is the latest product, to its place in shared memory, which is free. */
-template <int D>
+/* dq, after which `pending` products were begun, to its place in shared memory, which is free. */
+template <int pending, int D>
 static __device__ __forceinline__ void queries_take(float (&dq)[8][4],
                                                     BackwardSm90Shared<D> &shared,
                                                     const GroupPlace &at, int slot) {
     float *sums = shared.sums[at.group] + 4 * (threadIdx.x % WARPGROUP);
-    wgmma_wait<0>(dq);
+    wgmma_wait<pending>(dq);
     warp_arrive(&shared.ds_empty[slot % 2]);
 #pragma unroll
     for (int n = 0; n < 8; n++)
@@ -269,7 +269,7 @@ static __device__ __forceinline__ void queries_finish(const Backward &p,
     else
         queries_product<D, HALF>(dq, shared, at, later.slot, later.look & SEES ? 0 : HALF);
     sums_free(at.group);
-    queries_take(dq, shared, at, later.slot);
+    queries_take<0>(dq, shared, at, later.slot);
     fence_shared_to_async();
     queries_send<D>(p, shared.sums[at.group], c, later, at.group);
     later.slot = -1;
@@ -291,20 +291,25 @@ static __device__ __forceinline__ void group_softmax(float (&s)[8][4], float (&d
             s[n][e] = exp2_fast(fmaf(s[n][e], scale, -rows[8 * n + e % 2].lse));
 }
 
-/* p' and ds' = p' (dp' - delta), without its scale, rounded, as A operands: a and b. */
-static __device__ __forceinline__ void group_round(uint32_t (&a)[4][4], uint32_t (&b)[4][4],
-                                                   const float (&p)[8][4], float (&dp)[8][4],
-                                                   const RowSums *rows) {
+/* dp' becomes ds' = p' (dp' - delta), without its scale. */
+static __device__ __forceinline__ void group_slopes(float (&dp)[8][4], const float (&p)[8][4],
+                                                    const RowSums *rows) {
     rows += threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
+    for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
             dp[n][e] = p[n][e] * (FLEX_HAS_SCORE ? dp[n][e] : dp[n][e] - rows[8 * n + e % 2].delta);
-        if (n % 2 == 0) continue;
-        pack_a(a[n / 2], &p[n - 1]);
-        pack_a(b[n / 2], &dp[n - 1]);
-    }
+}
+
+/* sum += x y: x (64 keys, 64 queries), which becomes the A operand a; y a tile of queries. */
+template <int N>
+static __device__ __forceinline__ void group_add(float (&sum)[N][4], uint32_t (&a)[4][4],
+                                                 const float (&x)[8][4], const bf16 *y) {
+#pragma unroll
+    for (int n = 0; n < 4; n++) pack_a(a[n], &x[2 * n]);
+    product_down<4>(sum, a, y, QUERIES);
+    wgmma_commit();
 }
 
 /* The A operand b, 16 keys by 64 queries, to rows row .. row + 15 of ds'. */
@@ -339,17 +344,16 @@ static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm9
         sums_free(at.group);
     }
     wgmma_wait<1 + before>(s);
-    if (!FLEX_HAS_SCORE) group_softmax(s, dp, p, me, full);
-    wgmma_wait<before>(dp);
     if (FLEX_HAS_SCORE) {
+        wgmma_wait<before>(dp);
         modify<QUERIES>(s, dp, p, me);
-        group_softmax(s, dp, p, me, full);
     }
-    group_round(a, b, s, dp, me.sums);
-    if (before) queries_take(dq, shared, at, other.slot);
-    product_down<4>(w.dv, a, shared.dout[at.stage], QUERIES);
-    product_down<4>(w.dk, b, shared.q[at.stage], QUERIES);
-    wgmma_commit();
+    group_softmax(s, dp, p, me, full);
+    group_add(w.dv, a, s, shared.dout[at.stage]);
+    wgmma_wait<1 + before>(dp);
+    group_slopes(dp, s, me.sums);
+    group_add(w.dk, b, dp, shared.q[at.stage]);
+    if (before) queries_take<2>(dq, shared, at, other.slot);
     if (p.dq.data) {
         barrier_wait(&shared.ds_empty[ds], uses_parity(at, note.slot) ^ 1);
         keys_put(shared.ds[ds], row + threadIdx.x % WARPGROUP / WARP * 16, b);
@@ -364,7 +368,7 @@ static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm9
     wgmma_wait<after>(w.dv);
     wgmma_wait<after>(w.dk);
     if (after) {
-        queries_take(dq, shared, at, other.slot);
+        queries_take<0>(dq, shared, at, other.slot);
         fence_shared_to_async();
         queries_send<D>(p, sums, c, other, at.group);
     }
