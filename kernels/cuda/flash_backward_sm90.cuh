@@ -19,21 +19,15 @@ typedef struct BackwardSm90 {
     TensorMap q, k, v, dout, dk, dv; /* boxes: of QUERIES, KEYS, and of dk and dv HALF rows */
 } BackwardSm90;
 
-/* What a block does: tiles first .. last - 1 of the keys of one head. slot: of starts, and sums. */
-typedef struct Chunk {
-    int head, first, last, slot;
-} Chunk;
+/* What the mask says of a tile of queries and one of keys. SEES, FULL: of its first half, << 1: of
+ * its second; FRESH: there are no sums of dq yet. */
+enum { SEES = 1, BOTH = 3, FULL = 4, FRESH = 16 };
 
-/* What consumers are told of a stage: where its sums of dq lie among the chunk's (-1: the tile of
- * keys ends, and no queries came), its first query, and what the mask says of it. */
-enum {
-    SEES = 1,
-    BOTH = 3,
-    FULL = 4,
-    FRESH = 16
-}; /* SEES, FULL: of the first half of keys; << 1: second */
+/* What consumers are told of a stage: the tile's sums of dq among all, -1: no more queries come for
+ * these keys (LAST: and no more keys); the first query and the first key. */
+enum { LAST = 32 };
 typedef struct TileNote {
-    int slot, row, look; /* FRESH: there are no sums yet */
+    int slot, row, key, look;
 } TileNote;
 
 template <int D>
@@ -112,17 +106,18 @@ static __device__ __forceinline__ void keys_begin(const BackwardSm90 &p,
 
 template <int D>
 static __device__ __forceinline__ void backward_load(const BackwardSm90 &p,
-                                                     BackwardSm90Shared<D> &shared,
-                                                     const Chunk &c) {
+                                                     BackwardSm90Shared<D> &shared) {
     typedef BackwardSm90Shared<D> S;
     const Cut &cut = p.b.cut;
     const bool leads = threadIdx.x % WARP == 0;
-    const int from = c.first * KEYS, to = c.last * KEYS;
-    const int head = c.head, b = head / p.b.H, h = head % p.b.H;
+    /* the first chunks of all heads first, which the most queries see under a causal mask */
+    const int head = blockIdx.x % cut.heads, chunk = blockIdx.x / cut.heads;
+    const int b = head / p.b.H, h = head % p.b.H, place = head * cut.chunks + chunk;
+    const int from = chunk * cut.chunk * KEYS, to = min(cut.n_k, (chunk + 1) * cut.chunk) * KEYS;
     const int start = visit_next(p.b, head, 0, cut.n_q, false, 0, from, to), n_q = cut.n_q - start;
     const int n = n_q - visit_next(p.b, head, start, n_q, true, 0, from, to);
     RingPlace at = {0, 0}, k = {0, 0};
-    if (leads) p.b.starts[c.slot] = start;
+    if (leads) p.b.starts[place] = start;
     for (int col = from; col < to; col += KEYS) {
         const bool down = (col - from) / KEYS % 2 == 1;
         barrier_wait(&shared.keys_empty[k.stage], k.parity ^ 1);
@@ -132,11 +127,12 @@ static __device__ __forceinline__ void backward_load(const BackwardSm90 &p,
             i = visit_next(p.b, head, start, n, down, i + 1, col, col + KEYS);
             barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
             if (leads && i < n) {
-                const int slot = down ? n - 1 - i : i, tile = start + slot;
+                const int nth = down ? n - 1 - i : i, tile = start + nth;
                 queries_begin(p, shared, at.stage, b, h,
-                              {slot, tile * QUERIES, tile_look(p.b, b, h, tile, from, col)});
+                              {place * cut.width + nth, tile * QUERIES, col,
+                               tile_look(p.b, b, h, tile, from, col)});
             } else if (leads) {
-                shared.notes[at.stage] = {-1, 0, 0};
+                shared.notes[at.stage] = {-1, 0, col, col + KEYS == to ? LAST : 0};
                 barrier_arrive(&shared.full[at.stage]);
             }
             __syncwarp();
@@ -243,12 +239,10 @@ static __device__ __forceinline__ void queries_take(float (&dq)[8][4],
 /* Adds what all threads of the group have put and fenced to the tile's sums of the chunk. */
 template <int D>
 static __device__ __forceinline__ void queries_send(const Backward &p, const float *sums,
-                                                    const Chunk &c, const TileNote &note,
-                                                    int group) {
+                                                    const TileNote &note, int group) {
     group_sync(group);
     if (threadIdx.x % WARPGROUP) return;
-    const int64_t slot = (int64_t)c.slot * p.cut.width + note.slot;
-    float *to = (float *)p.sums + slot * (QUERIES * D) + (D == 64 ? 0 : group * SUMS);
+    float *to = (float *)p.sums + (int64_t)note.slot * (QUERIES * D) + (D == 64 ? 0 : group * SUMS);
     if (note.look & FRESH)
         store_bytes(to, sums, SUMS * (int)sizeof *sums);
     else
@@ -260,8 +254,7 @@ static __device__ __forceinline__ void queries_send(const Backward &p, const flo
 template <int D>
 static __device__ __forceinline__ void queries_finish(const Backward &p,
                                                       BackwardSm90Shared<D> &shared,
-                                                      const GroupPlace &at, const Chunk &c,
-                                                      TileNote &later) {
+                                                      const GroupPlace &at, TileNote &later) {
     float dq[8][4];
     if (later.slot < 0) return;
     if ((later.look & BOTH) == BOTH)
@@ -271,7 +264,7 @@ static __device__ __forceinline__ void queries_finish(const Backward &p,
     sums_free(at.group);
     queries_take<0>(dq, shared, at, later.slot);
     fence_shared_to_async();
-    queries_send<D>(p, shared.sums[at.group], c, later, at.group);
+    queries_send<D>(p, shared.sums[at.group], later, at.group);
     later.slot = -1;
 }
 
@@ -329,8 +322,8 @@ static __device__ __forceinline__ void keys_put(bf16 *ds, int row, const uint32_
 template <int D, bool both>
 static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm90Shared<D> &shared,
                                                   GroupKeys<D> &w, GroupPlace &at,
-                                                  const Meeting &me, const Chunk &c,
-                                                  const TileNote &note, const TileNote &other) {
+                                                  const Meeting &me, const TileNote &note,
+                                                  const TileNote &other) {
     constexpr bool before = both && D == 64, after = both && D == 128;
     const int ds = note.slot % 2, row = HALF * at.group;
     const bool full = note.look & FULL << at.group;
@@ -360,7 +353,7 @@ static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm9
         fence_shared_to_async();
     }
     ds_leave(shared, at, note.slot);
-    if (before) queries_send<D>(p, sums, c, other, at.group);
+    if (before) queries_send<D>(p, sums, other, at.group);
     if (after) {
         queries_product<D, KEYS>(dq, shared, at, other.slot, 0);
         sums_free(at.group);
@@ -370,38 +363,38 @@ static __device__ __forceinline__ void group_keys(const Backward &p, BackwardSm9
     if (after) {
         queries_take<0>(dq, shared, at, other.slot);
         fence_shared_to_async();
-        queries_send<D>(p, sums, c, other, at.group);
+        queries_send<D>(p, sums, other, at.group);
     }
 }
 
 /* A tile of queries, and what the one before left for later. */
 template <int D>
 static __device__ __forceinline__ void group_tile(const Backward &p, BackwardSm90Shared<D> &shared,
-                                                  GroupKeys<D> &w, GroupPlace &at, const Chunk &c,
-                                                  int col, const TileNote &note, TileNote &later) {
-    const int key = col + (int)threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-    const Meeting me = {c.head / p.H, c.head % p.H,          note.row,
-                        key,          shared.rows[at.stage], shared.intervals[at.stage]};
+                                                  GroupKeys<D> &w, GroupPlace &at,
+                                                  const TileNote &note, TileNote &later) {
+    const int head = blockIdx.x % p.cut.heads;
+    const int key = note.key + (int)threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    const Meeting me = {
+        head / p.H, head % p.H, note.row, key, shared.rows[at.stage], shared.intervals[at.stage]};
     const bool sees = note.look & SEES << at.group;
     const TileNote other = D == 64 ? later : note;
     const bool both = p.dq.data && other.slot >= 0 && (other.look & BOTH) == BOTH && sees;
-    if (!(D == 64 && both)) queries_finish<D>(p, shared, at, c, later);
+    if (!(D == 64 && both)) queries_finish<D>(p, shared, at, later);
     if (!sees)
         ds_leave(shared, at, note.slot);
     else if (both)
-        group_keys<D, true>(p, shared, w, at, me, c, note, other);
+        group_keys<D, true>(p, shared, w, at, me, note, other);
     else
-        group_keys<D, false>(p, shared, w, at, me, c, note, other);
+        group_keys<D, false>(p, shared, w, at, me, note, other);
     const bool mine = p.dq.data && (D == 128 ? !both : note.slot % 2 == at.group);
-    later = mine ? note : TileNote{-1, 0, 0};
+    later = mine ? note : TileNote{-1, 0, 0, 0};
 }
 
 /* The group's 64 rows of a gradient, by way of its sums' place. */
 template <int D>
 static __device__ __forceinline__ void group_store(const FlashView &to, const TensorMap *map,
-                                                   float *sums, int group, const Chunk &c, int H,
-                                                   int col, const float (&x)[D / 8][4],
-                                                   float scale) {
+                                                   float *sums, int group, int head, int H, int key,
+                                                   const float (&x)[D / 8][4], float scale) {
     bf16 *rows = (bf16 *)sums;
     const int warp_row = threadIdx.x % WARPGROUP / WARP * 16;
     if (!to.data) return;
@@ -412,7 +405,7 @@ static __device__ __forceinline__ void group_store(const FlashView &to, const Te
         fence_shared_to_async();
         group_sync(group);
         if (threadIdx.x % WARPGROUP == 0) {
-            store_box(map, rows, i, col + HALF * group, c.head % H, c.head / H);
+            store_box(map, rows, i, key + HALF * group, head % H, head / H);
             copies_commit();
         }
     }
@@ -436,16 +429,15 @@ static __device__ __forceinline__ void group_begin(GroupKeys<D> &w, bf16 *k, bf1
 
 template <int D>
 static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
-                                                        BackwardSm90Shared<D> &shared,
-                                                        const Chunk &c) {
+                                                        BackwardSm90Shared<D> &shared) {
     typedef BackwardSm90Shared<D> S;
     const int warp = threadIdx.x / WARP;
     int stages = 0; /* seen so far */
-    TileNote later = {-1, 0, 0};
+    TileNote later = {-1, 0, 0, 0};
     GroupPlace at = {};
     at.group = __shfl_sync(FULL_WARP, warp / (WARPGROUP / WARP), 0);
-    for (int i = 0; i < c.last - c.first; i++) {
-        const int col = (c.first + i) * KEYS;
+    for (int i = 0, look = 0; !(look & LAST); i++) {
+        int key;
         GroupKeys<D> w;
         at.key_stage = i % S::KEY_STAGES;
         barrier_wait(&shared.keys_full[at.key_stage], i / S::KEY_STAGES % 2);
@@ -454,15 +446,19 @@ static __device__ __forceinline__ void backward_compute(const BackwardSm90 &p,
             at.stage = stages % S::STAGES;
             barrier_wait(&shared.full[at.stage], stages++ / S::STAGES % 2);
             const TileNote note = shared.notes[at.stage];
+            key = note.key;
+            look = note.look;
             if (note.slot < 0) break;
-            group_tile<D>(p.b, shared, w, at, c, col, note, later);
+            group_tile<D>(p.b, shared, w, at, note, later);
             warp_arrive(&shared.empty[at.stage]);
         }
-        queries_finish<D>(p.b, shared, at, c, later);
+        queries_finish<D>(p.b, shared, at, later);
         warp_arrive(&shared.empty[at.stage]);
         warp_arrive(&shared.keys_empty[at.key_stage]);
-        group_store<D>(p.b.dv, &p.dv, shared.sums[at.group], at.group, c, p.b.H, col, w.dv, 1.0f);
-        group_store<D>(p.b.dk, &p.dk, shared.sums[at.group], at.group, c, p.b.H, col, w.dk,
+        const int head = blockIdx.x % p.b.cut.heads;
+        group_store<D>(p.b.dv, &p.dv, shared.sums[at.group], at.group, head, p.b.H, key, w.dv,
+                       1.0f);
+        group_store<D>(p.b.dk, &p.dk, shared.sums[at.group], at.group, head, p.b.H, key, w.dk,
                        p.b.scale);
     }
     if (threadIdx.x % WARPGROUP == 0) copies_read<0>();
@@ -490,19 +486,14 @@ static __device__ __forceinline__ void barriers_init(BackwardSm90Shared<D> &shar
 template <int D>
 static __device__ __forceinline__ void backward_sm90_block(const BackwardSm90 &p) {
     BackwardSm90Shared<D> &shared = *(BackwardSm90Shared<D> *)shared_block();
-    const Cut &cut = p.b.cut;
-    /* the first chunks of all heads first, which the most queries see under a causal mask */
-    const int head = blockIdx.x % cut.heads, chunk = blockIdx.x / cut.heads;
-    const Chunk c = {head, chunk * cut.chunk, min(cut.n_k, (chunk + 1) * cut.chunk),
-                     head * cut.chunks + chunk};
     if (threadIdx.x == 0) barriers_init(shared);
     __syncthreads();
     if (threadIdx.x >= CONSUMERS * WARPGROUP) {
         registers_shrink<24>();
-        if (threadIdx.x / WARP == CONSUMER_WARPS) backward_load(p, shared, c);
+        if (threadIdx.x / WARP == CONSUMER_WARPS) backward_load(p, shared);
     } else {
         registers_grow<240>();
-        backward_compute(p, shared, c);
+        backward_compute(p, shared);
     }
 }
 
