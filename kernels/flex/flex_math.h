@@ -9,7 +9,7 @@
 #define KERNELS_FLEX_FLEX_MATH_H
 
 /* Device code, by NVRTC, has what is a few instructions there: quotients to 2 units in the last
- * place (0 for divisors from 2^126 on), and division of ints. */
+ * place (0 for divisors from 2^126 on), division of ints, CUDA's exponentials and logarithms. */
 #ifdef __CUDACC__
 #define FLEX_INLINE static __device__ __forceinline__
 #define FLEX_SQRT sqrtf
@@ -90,6 +90,12 @@ FLEX_INLINE float flex_floor(float x) {
 }
 FLEX_INLINE float flex_ceil(float x) { return -flex_floor(-x); }
 
+#ifdef __CUDACC__
+FLEX_INLINE float flex_exp2(float x) { return exp2f(x); }
+FLEX_INLINE float flex_exp(float x) { return expf(x); }
+FLEX_INLINE float flex_log(float x) { return logf(x); }
+FLEX_INLINE float flex_log2(float x) { return log2f(x); }
+#else
 FLEX_INLINE float flex_power_of_2(int n) {
     return flex_from_bits((int)((unsigned)(n + 127) << 23));
 }
@@ -141,6 +147,7 @@ FLEX_INLINE float flex_log(float x) {
     return flex_log_parts(x, 0.693359375f, -2.12194440e-4f, 1.0f);
 }
 FLEX_INLINE float flex_log2(float x) { return flex_log_parts(x, 1.0f, 0.0f, 1.44269504f); }
+#endif
 
 /* x^n for |n| <= 64, n a literal: by squaring; squares that n does not use cost nothing then. */
 FLEX_INLINE float flex_powi(float x, int n) {
