@@ -11,9 +11,11 @@
     X(flash_mask, "kernels/cuda/flash_mask.cuh")                   \
     X(flash_tile, "kernels/cuda/flash_tile.cuh")                   \
     X(flash_forward_bf16, "kernels/cuda/flash_forward_bf16.cuh")   \
+    X(flash_backward, "kernels/cuda/flash_backward.cuh")           \
     X(flash_backward_bf16, "kernels/cuda/flash_backward_bf16.cuh") \
     X(flash_sm90, "kernels/cuda/flash_sm90.cuh")                   \
     X(flash_forward_sm90, "kernels/cuda/flash_forward_sm90.cuh")   \
+    X(flash_backward_sm90, "kernels/cuda/flash_backward_sm90.cuh") \
     X(flash_f32_tile, "kernels/cuda/flash_f32_tile.cuh")           \
     X(flash_f32, "kernels/cuda/flash_f32.cuh")                     \
     X(flex_plan, "kernels/cuda/flex_plan.cuh")                     \

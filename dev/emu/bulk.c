@@ -18,8 +18,8 @@
 #define PC __builtin_return_address(0)
 enum { UNIT = 16, LINE = 128, PANEL = 1024, MAP_ALIGN = 64 };
 
-typedef enum Kind { COPY_BOX, COPY_BYTES, STORE_BOX, ADD_BYTES } Kind;
-static const char *const OP[] = {"copy_box", "copy_bytes", "store_box", "add_bytes"};
+typedef enum Kind { COPY_BOX, STORE_BOX, COPY_BYTES, STORE_BYTES, ADD_BYTES } Kind;
+static const char *const OP[] = {"copy_box", "store_box", "copy_bytes", "store_bytes", "add_bytes"};
 
 typedef struct Bulk {
     Kind kind;
@@ -85,7 +85,7 @@ static bool box_row(const Bulk *b, const int64_t in_box[3], Row *row) {
 
 static void for_rows(const Bulk *b, void (*visit)(const Bulk *b, const Row *row)) {
     Row row = {b->device, 0, b->bytes, 0, b->bytes};
-    if (b->kind == COPY_BYTES || b->kind == ADD_BYTES) {
+    if (b->kind >= COPY_BYTES) {
         visit(b, &row);
         return;
     }
@@ -223,13 +223,21 @@ void emu_store_box(const void *map, const void *from, const int at[4]) {
     store(box_bulk(STORE_BOX, map, shared, at, PC));
 }
 
-void emu_add_bytes(float *to, const float *from, int bytes) {
+static void send_bytes(Kind kind, void *to, const void *from, int bytes, const void *pc) {
     emu_clocks_begin();
-    check_bytes(ADD_BYTES, to, bytes, PC);
-    check_shared(ADD_BYTES, (const char *)from, (size_t)bytes, UNIT, PC);
-    Bulk b = {.kind = ADD_BYTES, .device = (char *)to, .bytes = (size_t)bytes, .pc = PC};
+    check_bytes(kind, to, bytes, pc);
+    check_shared(kind, from, (size_t)bytes, UNIT, pc);
+    Bulk b = {.kind = kind, .device = to, .bytes = (size_t)bytes, .pc = pc};
     memcpy(&b.shared, &from, sizeof from);
     store(b);
+}
+
+void emu_store_bytes(void *to, const void *from, int bytes) {
+    send_bytes(STORE_BYTES, to, from, bytes, PC);
+}
+
+void emu_add_bytes(float *to, const float *from, int bytes) {
+    send_bytes(ADD_BYTES, to, from, bytes, PC);
 }
 
 void emu_copies_commit(void) {
@@ -241,7 +249,7 @@ static void read_source(Bulk *b) {
     if (b->read) return;
     b->read = true;
     emu_send_ends(b->shared, b->bytes, b->pc);
-    if (b->kind == STORE_BOX) {
+    if (b->kind != ADD_BYTES) {
         memcpy(b->data, b->shared, b->bytes);
         return;
     }

@@ -29,6 +29,7 @@ void emu_fence_shared_to_async(void);
 void emu_copy_box(void *to, const void *map, void *b, const int at[4]);
 void emu_copy_bytes(void *to, const void *from, int bytes, void *b);
 void emu_store_box(const void *map, const void *from, const int at[4]);
+void emu_store_bytes(void *to, const void *from, int bytes);
 void emu_add_bytes(float *to, const float *from, int bytes);
 void emu_copies_commit(void);
 void emu_copies_wait(int pending, bool read);
@@ -82,6 +83,9 @@ static __forceinline__ void store_box(const TensorMap *map, const void *from, in
                                       int w) {
     const int at[4] = {x, y, z, w};
     emu_store_box(map, from, at);
+}
+static __forceinline__ void store_bytes(void *to, const void *from, int bytes) {
+    emu_store_bytes(to, from, bytes);
 }
 static __forceinline__ void add_bytes(float *to, const float *from, int bytes) {
     emu_add_bytes(to, from, bytes);

@@ -1,6 +1,6 @@
 /* The host's side of the bf16 backward: how it is cut into blocks, and its launches. */
 #include "kernels/cuda/flash_backward_bf16.cuh"
-#include "kernels/cuda/flash_host.cuh"
+#include "kernels/cuda/flash_backward_host.cuh"
 
 static size_t take(size_t *end, size_t bytes) {
     const size_t at = *end;
@@ -8,19 +8,13 @@ static size_t take(size_t *end, size_t bytes) {
     return at;
 }
 
-static void cut_tile(Cut *c, int D, int max_shared) {
-    const bool fits_96 = (int)sizeof(BackwardShared<96, 64>) <= max_shared;
-    const bool fits_128 = (int)sizeof(BackwardShared<128, 32>) <= max_shared;
-    c->d_pad = D <= 32 ? 32 : D <= 64 ? 64 : D <= 96 && fits_96 ? 96 : 128;
-    c->tile = c->d_pad <= 96 ? 64 : fits_128 ? 32 : 16;
-}
-
 /* More than one chunk a head where there are few heads. A query of a document sees no key outside
  * of it, so a chunk's sums are those of its rows and of a longest document on either side. */
-static Cut cut_make(const AttnArgs *a, bool documents, int max_shared) {
+Cut flash_backward_cut(const AttnArgs *a, bool documents, int d_pad, int tile) {
     Cut c;
-    cut_tile(&c, a->D, max_shared);
     c.heads = a->B * a->H;
+    c.d_pad = d_pad;
+    c.tile = tile;
     c.n_q = (int)div_up(a->Tq, c.tile);
     c.n_k = (int)div_up(a->Tk, KEYS);
     c.q_pad = c.n_q * c.tile;
@@ -45,29 +39,34 @@ static Cut cut_make(const AttnArgs *a, bool documents, int max_shared) {
     return c;
 }
 
+/* The portable kernels' tiles: heads padded, and as many queries as shared memory holds. */
+typedef struct PortableTile {
+    int d_pad, rows;
+} PortableTile;
+
+static PortableTile tile_portable(const Ctx *c, int D) {
+    const int max_shared = cuda_of(c)->max_shared;
+    const bool fits_96 = (int)sizeof(BackwardShared<96, 64>) <= max_shared;
+    const bool fits_128 = (int)sizeof(BackwardShared<128, 32>) <= max_shared;
+    const int d_pad = D <= 32 ? 32 : D <= 64 ? 64 : D <= 96 && fits_96 ? 96 : 128;
+    return {d_pad, d_pad <= 96 ? 64 : fits_128 ? 32 : 16};
+}
+
+static Cut cut_portable(const Ctx *c, const AttnArgs *a, bool documents) {
+    const PortableTile tile = tile_portable(c, a->D);
+    return flash_backward_cut(a, documents, tile.d_pad, tile.rows);
+}
+
 size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool backward) {
-    if (!backward) return 0;
-    return cut_make(a, a->mask->offsets && !dense, cuda_of(c)->max_shared).total;
+    return backward ? cut_portable(c, a, a->mask->offsets && !dense).total : 0;
 }
 
 FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a) {
-    Cut cut;
-    cut_tile(&cut, a->D, cuda_of(c)->max_shared);
-    return {"kernels/cuda/flash_backward_bf16.cuh", cut.d_pad, cut.tile};
+    const PortableTile tile = tile_portable(c, a->D);
+    return {"kernels/cuda/flash_backward_bf16.cuh", tile.d_pad, tile.rows};
 }
 
-template <int D, int ROWS>
-static void backward_start(Ctx *c, const AttnArgs *a, const CudaMask *m, const Backward &p) {
-    flash_launch(c, m, flash_source_backward_bf16(c, a), "flex_backward", tiles_kernel<D, ROWS>,
-                 (unsigned)(p.cut.heads * p.cut.chunks), THREADS, sizeof(BackwardShared<D, ROWS>),
-                 p);
-    if (p.dq.data)
-        launch(c, add_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.n_q)), dim3(THREADS), 0,
-               p);
-}
-
-void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
-    const Cut cut = cut_make(a, m.offsets, cuda_of(c)->max_shared);
+Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
     char *work = (char *)a->workspace;
     const Backward p = {flash_view(a->q, a->qs, a->D),
                         flash_view(a->k, a->ks, a->D),
@@ -91,6 +90,22 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                         cut};
     launch(c, limits_kernel, grid_for((int64_t)cut.n_q * WARP), dim3(BLOCK), 0, p);
     launch(c, rows_kernel, grid_for((int64_t)cut.heads * cut.q_pad * 8), dim3(BLOCK), 0, p);
+    return p;
+}
+
+template <int D, int ROWS>
+static void backward_start(Ctx *c, const AttnArgs *a, const CudaMask *m, const Backward &p) {
+    flash_launch(c, m, flash_source_backward_bf16(c, a), "flex_backward", tiles_kernel<D, ROWS>,
+                 (unsigned)(p.cut.heads * p.cut.chunks), THREADS, sizeof(BackwardShared<D, ROWS>),
+                 p);
+    if (p.dq.data)
+        launch(c, add_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.n_q)), dim3(THREADS), 0,
+               p);
+}
+
+void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
+    const Cut cut = cut_portable(c, a, m.offsets);
+    const Backward p = flash_backward_begin(c, a, m, cut);
     if (cut.d_pad == 32)
         backward_start<32, 64>(c, a, &m, p);
     else if (cut.d_pad == 64)

@@ -133,9 +133,15 @@ static __device__ __forceinline__ void store_box(const TensorMap *map, const voi
         : "memory");
 }
 
-/* One thread. to[i] += from[i] over float32: `to` in device memory, `from` in shared; bytes as
- * above. Copies of two groups to one place are in order when the first has ended before the second
- * begins. */
+/* One thread. From shared to device memory; bytes as above. Ends with its thread's group. */
+static __device__ __forceinline__ void store_bytes(void *to, const void *from, int bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+                 "r"(shared_address(from)), "r"(bytes)
+                 : "memory");
+}
+
+/* Likewise to[i] += from[i] over float32. Copies of two groups to one place are in order when the
+ * first has ended before the second begins. */
 static __device__ __forceinline__ void add_bytes(float *to, const float *from, int bytes) {
     asm volatile(
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
