@@ -230,14 +230,23 @@ static void *work(void *of) {
     return NULL;
 }
 
-static void load(FlexCodes *n, const Job *j) {
+static int load(FlexCodes *n, const Job *j, Err *e) {
+    cudaLibrary_t library;
+    const cudaError_t status = cudaLibraryLoadData(&library, j->code, NULL, NULL, 0, NULL, NULL, 0);
+    if (status != cudaSuccess)
+        return err_set(e,
+                       "the driver does not load what NVRTC made of the expressions (%s); install "
+                       "an NVRTC that is not newer than the driver, or name its folder in "
+                       "LD_LIBRARY_PATH",
+                       cudaGetErrorString(status));
     FlexCode *x = (FlexCode *)calloc(1, sizeof *x);
     CHECK(x && (x->prelude = strdup(flex_prelude_kept(j->p))),
           "no memory for compiled expressions");
-    CUDA(j->c, cudaLibraryLoadData(&x->library, j->code, NULL, NULL, 0, NULL, NULL, 0));
+    x->library = library;
     x->source = j->source;
     x->next = n->list;
     n->list = x;
+    return 0;
 }
 
 int flex_compile(Ctx *c, const FlexProgram *p, const FlexSource *sources, int n_sources, Err *e) {
@@ -257,10 +266,8 @@ int flex_compile(Ctx *c, const FlexProgram *p, const FlexSource *sources, int n_
     if (n) work(&job[0]);
     for (int i = 0; i < n; i++) {
         if (i) pthread_join(thread[i], NULL);
-        if (job[i].code)
-            load(codes, &job[i]);
-        else if (!status)
-            status = err_set(e, "%s", job[i].error.text);
+        if (!status)
+            status = job[i].code ? load(codes, &job[i], e) : err_set(e, "%s", job[i].error.text);
         free(job[i].code);
     }
     free(job);
