@@ -5,6 +5,7 @@
 # make test-emu      the tests of the CUDA half, on the CPU (dev/emu);   make emu train_wm: a program so
 # make check         formatting, budgets and include rules;   make format: formats
 # make bench         benchmarks;   make bench-peer PYTHON=...: PyTorch beside them, in turns
+# make ladder        the attention kernel step by step (dev/cuda): ./ladder checks and times each rung on a GPU
 # make gpu-check     everything that needs a GPU, in eight minutes;   make cuda-report: registers, spills, instructions
 #
 # Every source in llmc_like, kernels, models and data is found by its place. The sources of kernels/cpu are built once
@@ -50,8 +51,9 @@ endif
 # `make emu train_wm`, `make asan emu train_wm`: the CUDA half compiled for the host (dev/emu), each in its own folder.
 # The compiler calls dev/emu/access.c before each access of a kernel; under ASan it cannot, and ASan checks instead.
 EMU      := $(filter emu test-emu test-emu-self,$(MAKECMDGOALS))
-EMU_TESTS := test_emu test_emu_sm90 test_emu_bugs test_emu_sm90_bugs test_ops test_event_ops test_attention test_documents test_optim test_checkpoint \
-             test_cuda_errors test_train_wm_cuda test_train_icecube_cuda
+EMU_TESTS := test_emu test_emu_sm90 test_emu_bugs test_emu_sm90_bugs test_ops test_event_ops test_attention \
+             test_flex_cuda test_documents test_optim test_checkpoint test_cuda_errors \
+             test_train_wm_cuda test_train_icecube_cuda
 ifneq ($(EMU),)
 CXX      := g++
 CXXFLAGS := -std=c++17 -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Wno-psabi -DLLMC_EMU -Idev/emu/include -fopenmp -O1 -g \
@@ -91,6 +93,7 @@ LIB      := $(BUILD)/libllmc_like.a
 PROGRAMS := $(patsubst %.c,$(BIN)/%,$(wildcard train_*.c))
 FIXTURES := $(patsubst test/fixtures_%.c,$(BIN)/test_%,$(wildcard test/fixtures_*.c))
 BENCHES  := $(patsubst dev/bench/%.c,$(BIN)/%,$(wildcard dev/bench/bench_*.c))
+LADDER   := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard dev/cuda/*.cu)) $(BUILD)/dev/cuda/ladder.o
 TESTS    := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 ifneq ($(EMU),)
 TESTS    := $(EMU_TESTS:%=$(BUILD)/test/%)
@@ -113,6 +116,7 @@ $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
 	$(CXX) -x c++ $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/dev/emu/%.o: CPPFLAGS += -Idev/emu/include
+$(BUILD)/dev/emu/nvrtc.o: CPPFLAGS += -DEMU_COMPILE='"$(CXX) -x c++ -I. -D_GNU_SOURCE $(CXXFLAGS) -include cuda_runtime.h"'
 else
 $(BUILD)/%.o: %.cu | $(AFTER)
 	@mkdir -p $(@D)
@@ -128,6 +132,9 @@ $(BUILD)/$(1)/%.o: %.c | $(AFTER)
 	$(CC) $(WARN) $(CPPFLAGS) $(CFLAGS) $(ISA_$(1)) -DISA=$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
+
+# The assembler includes these
+$(BUILD)/kernels/flash_cuda_text.o: $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h)
 
 # What the library is made of: with and without NVCC it is not the same
 $(BUILD)/objects: FORCE
@@ -147,13 +154,20 @@ $(FIXTURES): $(BIN)/test_%: $(BUILD)/test/fixtures_%.o $(LIB)
 $(BENCHES): $(BIN)/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
-$(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o
+$(BIN)/bench_attention: $(BUILD)/dev/bench/attention_layer.o $(BUILD)/dev/bench/attention_wm_layer.o
+ifneq ($(EMU)$(NVCC),)
+$(BIN)/ladder: $(LADDER) $(LIB)
+	$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+else
+ladder:
+	@echo 'make ladder: this needs nvcc (NVCC=PATH names one), or make emu ladder' && false
+endif
 $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(LIB)
 	$(CC) $(CFLAGS) $^ $(LDLIBS) -lcmocka -o $@
 
 ifneq ($(BIN),.)
-.PHONY: $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
-$(foreach p,$(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES)),$(eval $(p): $(BIN)/$(p)))
+.PHONY: ladder $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
+$(foreach p,ladder $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES)),$(eval $(p): $(BIN)/$(p)))
 endif
 
 deps:
@@ -163,8 +177,10 @@ deps:
 test: $(TESTS) $(FIXTURES) $(PROGRAMS)
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN)
 
-test-emu: $(TESTS) $(FIXTURES) $(PROGRAMS)
+test-emu: $(TESTS) $(FIXTURES) $(PROGRAMS) $(BIN)/ladder
 	@GOLDEN=$(GOLDEN) dev/test $(BUILD) $(BIN) cuda
+	@$(BIN)/ladder --heads 1 --tokens 384 --repeats 1
+	@$(BIN)/ladder --heads 1 --tokens 384 --repeats 1 --causal
 
 test-emu-self: $(TESTS)
 	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(PLANT)
@@ -204,6 +220,6 @@ cuda-report:
 	@NVCC='$(NVCC)' dev/cuda_report
 
 clean:
-	rm -rf build $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
+	rm -rf build ladder $(notdir $(PROGRAMS) $(FIXTURES) $(BENCHES))
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -489,6 +489,8 @@ static void fill_in(Program *p) {
     t->optim = optim_default();
     t->optim.rule[GROUP_ADAMW].lr = t->lr = s->lr;
     t->optim.rule[GROUP_ADAMW].weight_decay = s->train.weight_decay;
+    t->optim.rule[GROUP_ADAM].lr = s->lr; /* of what the score expression learns */
+    t->optim.rule[GROUP_ADAM].weight_decay = 0;
     t->mask_is_expression = strcmp(s->train.mask, "document") != 0;
     t->skip_large = s->skip_bad;
     snprintf(t->data, sizeof t->data, "%s", p->data.description);
@@ -506,8 +508,8 @@ static int open_run(void *self, Err *e) {
     const TrainSettings *r = &s->train;
     const int H = s->dom.n_heads;
     if (ice_settings_check(s, &p->t.options, e) || open_data(p, e)) return -1;
-    if (mask_init_documents(&p->dom_mask, r->mask, r->score, H, e)) return -1;
-    if (mask_init_documents(&p->event_mask, r->mask, r->score, H, e)) return -1;
+    if (mask_init_documents(&p->dom_mask, r->mask, r->score, r->learned, H, e)) return -1;
+    if (mask_init_documents(&p->event_mask, r->mask, r->score, r->learned, H, e)) return -1;
     mask_set_build(&p->dom_mask, p->t.cache, NULL);
     mask_set_build(&p->event_mask, p->t.cache, NULL);
     fill_in(p);

@@ -257,6 +257,8 @@ static void fill_in(Program *p) {
     t->optim.rule[GROUP_ADAM].lr = t->lr = s->lr_adam;
     t->optim.rule[GROUP_MUON].weight_decay = t->optim.rule[GROUP_ADAM].weight_decay =
         s->train.weight_decay;
+    t->optim.rule[GROUP_ADAMW].lr = s->lr_adam; /* of what the score expression learns */
+    t->optim.rule[GROUP_ADAMW].weight_decay = 0;
     t->mask_is_expression = p->mask.has_mask_expr;
     snprintf(t->data, sizeof t->data, "%s", p->data.description);
     snprintf(t->rates, sizeof t->rates, "Muon %g, Adam %g, warm-up %d", s->lr_muon, s->lr_adam,
@@ -284,8 +286,8 @@ static int open_run(void *self, Err *e) {
     }
     if (!r->use && frames_open(&p->data, &data, e)) return -1; /* a dream needs no data */
     memcpy(p->background, p->data.background, 3);
-    if (mask_init(&p->mask, r->mask, r->score, wm_tokens(g), wm_tokens_per_frame(g), r->batch,
-                  g->n_heads, e))
+    if (mask_init(&p->mask, r->mask, r->score, r->learned, wm_tokens(g), wm_tokens_per_frame(g),
+                  r->batch, g->n_heads, e))
         return -1;
     mask_set_build(&p->mask, p->t.cache, NULL);
     fill_in(p);

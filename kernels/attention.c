@@ -64,6 +64,13 @@ AttnArgs attn_shape(int B, int H, int T, int D, const Mask *mask) {
                       .os = rows};
 }
 
+/* The input behind q, k and v, where the mask has one. */
+static void add_learned(AttnArgs *a, const Tensor *learned) {
+    if (!learned) return;
+    a->learned = learned->data;
+    a->dlearned = learned->grad;
+}
+
 /* Packed: q, k and v are the thirds of each row of one tensor, and so are their gradients. */
 static AttnArgs packed_args(const OpCall *o) {
     const Tensor *qkv = o->in[0], *out = o->out[0];
@@ -72,56 +79,60 @@ static AttnArgs packed_args(const OpCall *o) {
     const AttnStride rows = {3 * T * C, 3 * C, D};
     const char *q = qkv->data;
     char *dq = qkv->grad;
-    return (AttnArgs){.B = (int)qkv->shape[0],
-                      .H = o->attr.heads,
-                      .Tq = (int)T,
-                      .Tk = (int)T,
-                      .D = (int)D,
-                      .dtype = qkv->dtype,
-                      .scale = o->attr.scale,
-                      .mask = o->attr.mask,
-                      .q = q,
-                      .k = q ? q + third : NULL,
-                      .v = q ? q + 2 * third : NULL,
-                      .qs = rows,
-                      .ks = rows,
-                      .vs = rows,
-                      .os = {T * C, C, D},
-                      .out = out->data,
-                      .lse = o->saved[0]->data,
-                      .dout = out->grad,
-                      .dq = dq,
-                      .dk = dq ? dq + third : NULL,
-                      .dv = dq ? dq + 2 * third : NULL};
+    AttnArgs a = {.B = (int)qkv->shape[0],
+                  .H = o->attr.heads,
+                  .Tq = (int)T,
+                  .Tk = (int)T,
+                  .D = (int)D,
+                  .dtype = qkv->dtype,
+                  .scale = o->attr.scale,
+                  .mask = o->attr.mask,
+                  .q = q,
+                  .k = q ? q + third : NULL,
+                  .v = q ? q + 2 * third : NULL,
+                  .qs = rows,
+                  .ks = rows,
+                  .vs = rows,
+                  .os = {T * C, C, D},
+                  .out = out->data,
+                  .lse = o->saved[0]->data,
+                  .dout = out->grad,
+                  .dq = dq,
+                  .dk = dq ? dq + third : NULL,
+                  .dv = dq ? dq + 2 * third : NULL};
+    add_learned(&a, o->in[1]);
+    return a;
 }
 
 AttnArgs attention_args(const OpCall *o) {
-    if (o->n_in == 1) return packed_args(o);
+    if (o->attr.heads) return packed_args(o);
     const Tensor *q = o->in[0], *k = o->in[1], *v = o->in[2], *out = o->out[0];
     const int64_t Tq = q->shape[1], H = q->shape[2], D = q->shape[3], Tk = k->shape[1];
     const AttnStride queries = {Tq * H * D, H * D, D}, keys = {Tk * H * D, H * D, D};
-    return (AttnArgs){.B = (int)q->shape[0],
-                      .H = (int)H,
-                      .Tq = (int)Tq,
-                      .Tk = (int)Tk,
-                      .D = (int)D,
-                      .dtype = q->dtype,
-                      .scale = o->attr.scale,
-                      .offset = o->attr.offset,
-                      .mask = o->attr.mask,
-                      .q = q->data,
-                      .k = k->data,
-                      .v = v->data,
-                      .qs = queries,
-                      .ks = keys,
-                      .vs = keys,
-                      .os = queries,
-                      .out = out->data,
-                      .lse = o->saved[0]->data,
-                      .dout = out->grad,
-                      .dq = q->grad,
-                      .dk = k->grad,
-                      .dv = v->grad};
+    AttnArgs a = {.B = (int)q->shape[0],
+                  .H = (int)H,
+                  .Tq = (int)Tq,
+                  .Tk = (int)Tk,
+                  .D = (int)D,
+                  .dtype = q->dtype,
+                  .scale = o->attr.scale,
+                  .offset = o->attr.offset,
+                  .mask = o->attr.mask,
+                  .q = q->data,
+                  .k = k->data,
+                  .v = v->data,
+                  .qs = queries,
+                  .ks = keys,
+                  .vs = keys,
+                  .os = queries,
+                  .out = out->data,
+                  .lse = o->saved[0]->data,
+                  .dout = out->grad,
+                  .dq = q->grad,
+                  .dk = k->grad,
+                  .dv = v->grad};
+    add_learned(&a, o->in[3]);
+    return a;
 }
 
 void attention_forward(Ctx *c, const OpCall *o) {
@@ -196,8 +207,9 @@ static int trial_make(Ctx *c, Trial *t, const AttnArgs *like, Err *e) {
     const size_t keys = (size_t)a->B * (size_t)a->Tk * row;
     const size_t lse = (size_t)a->B * (size_t)a->H * (size_t)a->Tq;
     t->memory = c->dev->memory;
+    const size_t learned = (size_t)a->mask->n_learned;
     t->results = 2 * (queries + keys);
-    t->bytes = 2 * t->results * item + lse * sizeof(float);
+    t->bytes = 2 * t->results * item + (lse + 2 * learned) * sizeof(float);
     t->block = t->memory->take(t->bytes);
     if (!t->block) return no_memory(t->bytes, e);
     if (fill(t, t->results, e)) return -1; /* as many inputs as results */
@@ -210,7 +222,8 @@ static int trial_make(Ctx *c, Trial *t, const AttnArgs *like, Err *e) {
     a->dq = p, p += queries * item;
     a->dk = p, p += keys * item;
     a->dv = p, p += keys * item;
-    a->lse = p;
+    a->lse = p, p += lse * sizeof(float);
+    if (learned) a->learned = (float *)p, a->dlearned = (float *)p + learned; /* zeros to read */
     a->qs = a->os = (AttnStride){a->Tq * (int64_t)row, (int64_t)row, a->D};
     a->ks = a->vs = (AttnStride){a->Tk * (int64_t)row, (int64_t)row, a->D};
     a->scale = 1 / sqrtf((float)a->D);

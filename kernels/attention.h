@@ -29,6 +29,7 @@ typedef struct Mask {
     const FlexProgram *flex; /* the mask and / or score expression; NULL where there is neither */
     bool has_mask_expr;      /* flex holds a mask expression; lo and hi are NULL */
     bool has_score_expr;     /* flex holds a score expression; sdpa declines it  */
+    int n_learned;           /* numbers of the arrays that the score expression learns; 0: none */
     const FlexProgram *code; /* what flex compiles: the mask as an expression, of a name's mask too
                                 ("causal" is k <= q), and the score. NULL where lo and hi were
                                 filled by hand: then flex is sdpa */
@@ -49,25 +50,27 @@ bool mask_is_named(const char *text);
 
 /* What a mask is made from. S tokens a frame for frame-causal. mask_text: a name (full, causal,
  * frame-causal, window:W (q - W < k <= q), document:LEN), names joined by '&' for their
- * intersection, or an expression. score_text: "" or an expression. T: positions. H: heads (for
- * expressions that ask h), B: batch. -1 and a sentence (with a caret under an expression's error)
- * for anything else, and for a mask that leaves a query nothing to see: the first such query is
- * named. The arrays that expressions may name are frame[i] = i / S and, with document masks,
- * doc[i]. */
-int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int S, int B, int H,
-              Err *e);
+ * intersection, or an expression. score_text: "" or an expression. learned_text: "", or the float
+ * arrays that the score expression names and that are learned: "slope:6,bias:127", names and how
+ * many numbers each. T: positions. H: heads (for expressions that ask h), B: batch. -1 and a
+ * sentence (with a caret under an expression's error) for anything else, and for a mask that leaves
+ * a query nothing to see: the first such query is named. The other arrays that expressions may name
+ * are frame[i] = i / S and, with document masks, doc[i]. */
+int mask_init(Mask *m, const char *mask_text, const char *score_text, const char *learned_text,
+              int T, int S, int B, int H, Err *e);
 void mask_free(Mask *m);
 
 /* A mask over documents that come with each batch: rows without padding, B = 1, document after
  * document. mask_text: "document" (a query sees its own document), or an expression with the factor
  * doc[q] == doc[k] (the whole, or joined to the rest by &&; either side first): the factor is
  * recognised as what it is, and only the rest is asked, inside documents. An expression without it
- * is refused. score_text: "" or an expression. Positions q and k count from the batch's first row;
- * the array that expressions may name is doc[i]. They are tried on documents of 1 to 89 positions,
- * 232 in all; what goes wrong in a batch alone does no harm (kernels/flex/flex.h), and a query that
- * sees nothing there has out 0 and lse -inf. Before the first mask_set_documents the mask knows no
- * rows. -1 and a sentence as mask_init. */
-int mask_init_documents(Mask *m, const char *mask_text, const char *score_text, int H, Err *e);
+ * is refused. score_text, learned_text: as above. Positions q and k count from the batch's first
+ * row; the array that expressions may name besides is doc[i]. They are tried on documents of 1 to
+ * 89 positions, 232 in all; what goes wrong in a batch alone does no harm (kernels/flex/flex.h),
+ * and a query that sees nothing there has out 0 and lse -inf. Before the first mask_set_documents
+ * the mask knows no rows. -1 and a sentence as mask_init. */
+int mask_init_documents(Mask *m, const char *mask_text, const char *score_text,
+                        const char *learned_text, int H, Err *e);
 
 /* The next batch's documents: offsets[0] = 0 < offsets[1] < ... < offsets[n_docs] = T (copied; the
  * mask's memory grows geometrically and stays). O(T); nothing is compiled, no pair of positions is
@@ -107,6 +110,10 @@ typedef struct AttnArgs {
     /* backward reads out, lse and dout, and overwrites dq, dk, dv (NULL: not wanted) */
     const void *dout;
     void *dq, *dk, *dv;
+    /* What the mask's score expression learns: mask->n_learned numbers, and d loss / d them, which
+     * backward overwrites (NULL: not wanted). Float32 whatever the dtype. */
+    const float *learned;
+    float *dlearned;
     void *workspace; /* as many bytes as workspace() said, aligned to 256 */
 } AttnArgs;
 
@@ -165,8 +172,8 @@ void attention_backward(Ctx *c, const OpCall *o);
 void attn_run(Ctx *c, AttnArgs *a, bool backward);
 
 /* The plain loops in float32 or float64 (kernels/plain/attention.c): one thread, any mask and score
- * expression (those evaluate in float32). forward needs a workspace of Tk doubles, backward none.
- */
+ * expression (those evaluate in float32). Workspace: forward Tk doubles, backward
+ * mask->n_learned. */
 void plain_attn(const AttnArgs *a, bool backward);
 
 /* Float32 as kernels in bf16 compute: P and dS = P (dP - delta) are rounded to bf16 before they are

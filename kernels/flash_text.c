@@ -6,6 +6,7 @@
 #define FLASH_TEXT_ONLY
 #include "kernels/cpu/flash.h"
 #include "kernels/cpu/flash_docs.h"
+#include "kernels/cpu/flash_score.h"
 #include "kernels/cpu/flash_tile.h"
 #include "kernels/cpu/flash_vec.h"
 
@@ -19,6 +20,7 @@ __asm__(
     ".incbin \"kernels/cpu/flash_abi.h\"\n"
     ".incbin \"kernels/cpu/flash_vec.h\"\n"
     ".incbin \"kernels/cpu/flash_tile.h\"\n"
+    ".incbin \"kernels/cpu/flash_score.h\"\n"
     ".incbin \"kernels/cpu/flash.h\"\n"
     ".incbin \"kernels/cpu/flash_docs.h\"\n"
     ".byte 0\n"

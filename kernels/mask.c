@@ -138,24 +138,81 @@ static int init_names(Mask *m, const char *text, int S, int *doc, Err *e) {
     return 0;
 }
 
-static int init_parts(Mask *m, const char *mask_text, const char *score_text, int S, int B, int H,
-                      int *frame, int *doc, Err *e) {
+/* What expressions may name. */
+typedef struct Arrays {
+    FlexArray list[FLEX_MAX_ARRAYS + FLEX_MAX_LEARNED];
+    int n, n_learned;
+    char name[FLEX_MAX_LEARNED][FLEX_NAME]; /* of the learned ones */
+} Arrays;
+
+static void arrays_add(Arrays *a, const char *name, const int *data, int length) {
+    a->list[a->n++] = (FlexArray){name, data, length};
+}
+
+/* One "name:count" that begins at text; where it ends, or NULL where there is none. */
+static const char *read_declaration(const char *text, char name[FLEX_NAME], int *count) {
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_",
+                      digits[] = "0123456789";
+    size_t n = strspn(text, letters);
+    while (n && text[n] && (strchr(letters, text[n]) || strchr(digits, text[n]))) n++;
+    const char *number = text + n + 1;
+    if (n == 0 || n >= FLEX_NAME || text[n] != ':' || !*number || !strchr(digits, *number))
+        return NULL;
+    memcpy(name, text, n);
+    name[n] = '\0';
+    char *end;
+    const long value = strtol(number, &end, 10);
+    *count = value < 1 || value > FLEX_MAX_NUMBERS ? 0 : (int)value;
+    return *count ? end : NULL;
+}
+
+/* Adds the arrays of "slope:6,bias:127"; "" has none. */
+static int read_learned(Arrays *a, const char *text, const char *score_text, Err *e) {
+    if (*text && !(score_text && *score_text))
+        return err_set(e,
+                       "--learned %s: these arrays are for --score, which is not given; name them "
+                       "there, as in --score 'score - slope[h]*abs(q - k)'",
+                       text);
+    for (const char *at = text; *at;) {
+        int count;
+        char *name = a->name[a->n_learned % FLEX_MAX_LEARNED];
+        const char *end = NULL;
+        if (a->n_learned++ < FLEX_MAX_LEARNED) end = read_declaration(at, name, &count);
+        if (!end || (*end && (*end != ',' || !end[1])))
+            return err_set(e,
+                           "--learned %s: found '%s'; expected are up to %d arrays NAME:N, the "
+                           "name of letters, digits and '_' (at most %d), N how many numbers (1 to "
+                           "%d), as in slope:6 or 'slope:6,bias:127'",
+                           text, at, FLEX_MAX_LEARNED, FLEX_NAME - 1, FLEX_MAX_NUMBERS);
+        arrays_add(a, name, NULL, count);
+        at = *end ? end + 1 : end;
+    }
+    return 0;
+}
+
+static int parse(FlexProgram **p, const char *mask_text, const char *score_text, const Arrays *a,
+                 int T, int B, int H, Err *e) {
+    return flex_parse(p, mask_text, score_text, a->list, a->n, T, B, H, e);
+}
+
+/* a: the arrays but doc, which is T numbers. */
+static int init_parts(Mask *m, const char *mask_text, const char *score_text, Arrays *a, int S,
+                      int B, int H, int *doc, Err *e) {
     const bool names = mask_is_named(mask_text);
     if (names && init_names(m, mask_text, S, doc, e)) return -1;
     m->has_mask_expr = !names;
     m->has_score_expr = score_text && *score_text;
-    for (int i = 0; i < m->T; i++) frame[i] = i / S;
-    const FlexArray arrays[] = {{"frame", frame, m->T}, {"doc", doc, m->T}};
-    const int n_arrays = m->offsets ? 2 : 1;
+    if (m->offsets) arrays_add(a, "doc", doc, m->T);
     char expr[EXPRESSION_TEXT];
     FlexProgram *p = NULL, *code = NULL;
     if ((m->has_mask_expr || m->has_score_expr) &&
-        flex_parse(&p, names ? NULL : mask_text, score_text, arrays, n_arrays, m->T, B, H, e))
+        parse(&p, names ? NULL : mask_text, score_text, a, m->T, B, H, e))
         return -1;
     m->flex = m->code = p;
+    m->n_learned = p ? flex_learned(p) : 0;
     if (!names) return 0;
     names_as_expression(mask_text, expr);
-    if (flex_parse(&code, expr, score_text, arrays, n_arrays, m->T, B, H, e)) return -1;
+    if (parse(&code, expr, score_text, a, m->T, B, H, e)) return -1;
     m->code = code;
     return 0;
 }
@@ -173,15 +230,19 @@ static int keep_text(Mask *m, const char *mask_text, Err *e) {
     return 0;
 }
 
-int mask_init(Mask *m, const char *mask_text, const char *score_text, int T, int S, int B, int H,
-              Err *e) {
+int mask_init(Mask *m, const char *mask_text, const char *score_text, const char *learned_text,
+              int T, int S, int B, int H, Err *e) {
     CHECK(T > 0 && S > 0 && B > 0 && H > 0, "T %d, S %d, B %d, H %d", T, S, B, H);
     if (keep_text(m, mask_text, e)) return -1;
     m->T = T;
-    int *arrays = calloc(2 * (size_t)T, sizeof *arrays);
-    CHECK(arrays, "no memory for the frames of %d positions", T);
-    const int status = init_parts(m, mask_text, score_text, S, B, H, arrays, arrays + T, e);
-    free(arrays);
+    int *data = calloc(2 * (size_t)T, sizeof *data);
+    CHECK(data, "no memory for the frames of %d positions", T);
+    for (int i = 0; i < T; i++) data[i] = i / S;
+    Arrays a = {.n = 0};
+    arrays_add(&a, "frame", data, T);
+    int status = read_learned(&a, learned_text, score_text, e);
+    if (!status) status = init_parts(m, mask_text, score_text, &a, S, B, H, data + T, e);
+    free(data);
     if (status) mask_free(m);
     return status;
 }
@@ -195,8 +256,8 @@ static const char *documents_as_expression(const char *text) {
 }
 
 /* The expressions are tried on documents of 1, 1, 2, 3, 5, .. 89 positions. */
-static int parse_documents(FlexProgram **p, const char *expr, const char *score_text, int H,
-                           Err *e) {
+static int parse_documents(FlexProgram **p, const char *expr, const char *score_text, Arrays *a,
+                           int H, Err *e) {
     enum { TRIAL_DOCS = 11, TRIAL_T = 232 };
     int doc[TRIAL_T], n = 0;
     for (int d = 0, rows = 1, next = 1; d < TRIAL_DOCS; d++) {
@@ -205,10 +266,12 @@ static int parse_documents(FlexProgram **p, const char *expr, const char *score_
         rows = next, next = sum;
     }
     CHECK(n == TRIAL_T, "%d positions", n);
-    return flex_parse(p, expr, score_text, &(FlexArray){"doc", doc, n}, 1, n, 1, H, e);
+    arrays_add(a, "doc", doc, n);
+    return parse(p, expr, score_text, a, n, 1, H, e);
 }
 
-int mask_init_documents(Mask *m, const char *mask_text, const char *score_text, int H, Err *e) {
+int mask_init_documents(Mask *m, const char *mask_text, const char *score_text,
+                        const char *learned_text, int H, Err *e) {
     CHECK(H > 0, "H %d", H);
     if (keep_text(m, mask_text, e)) return -1;
     const char *expr = documents_as_expression(mask_text);
@@ -219,7 +282,9 @@ int mask_init_documents(Mask *m, const char *mask_text, const char *score_text, 
                        "as 'doc[q] == doc[k] && k <= q'",
                        mask_text);
     FlexProgram *p;
-    if (parse_documents(&p, expr, score_text, H, e)) return -1;
+    Arrays a = {.n = 0};
+    if (read_learned(&a, learned_text, score_text, e)) return -1;
+    if (parse_documents(&p, expr, score_text, &a, H, e)) return -1;
     if (!flex_by_document(p)) {
         flex_free(p);
         return err_set(e,
@@ -231,6 +296,7 @@ int mask_init_documents(Mask *m, const char *mask_text, const char *score_text, 
     m->code = p;
     m->has_mask_expr = m->within = flex_has_rest(p);
     m->has_score_expr = flex_has_score(p);
+    m->n_learned = flex_learned(p);
     if (m->has_mask_expr || m->has_score_expr) m->flex = p;
     mask_set_documents(m, (const int32_t[]){0}, 0);
     return 0;

@@ -247,9 +247,19 @@ static Tensor *attend(Ctx *c, OpCall *o) {
     return o->out[0];
 }
 
-Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale) {
-    OpCall o = {.op = OP_ATTENTION, .in = {q, k, v}, .n_in = 3, .n_out = 1};
-    need_dtype(c, &o, o.n_in);
+/* What the mask's score expression learns: float32 in any context. */
+static void need_learned(const OpCall *o, const Mask *mask, const Tensor *learned) {
+    CHECK(!learned == !mask->n_learned, "attention: mask '%s' learns %d numbers, and %s given",
+          mask->text, mask->n_learned, learned ? "some are" : "none are");
+    if (!learned) return;
+    NEED(*o, learned->dtype == DT_F32 && is_vector(learned, mask->n_learned), learned);
+}
+
+Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, Tensor *learned,
+                     float scale) {
+    OpCall o = {.op = OP_ATTENTION, .in = {q, k, v, learned}, .n_in = 4, .n_out = 1};
+    need_dtypes(&o, 0, 3, c->dtype);
+    need_learned(&o, mask, learned);
     NEED(o, q->ndim == 4, q);
     NEED(o,
          k->ndim == 4 && k->shape[0] == q->shape[0] && k->shape[2] == q->shape[2] &&
@@ -264,9 +274,11 @@ Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, 
     return attend(c, &o);
 }
 
-Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, float scale) {
-    OpCall o = {.op = OP_ATTENTION, .in = {qkv}, .n_in = 1, .n_out = 1};
-    need_dtype(c, &o, o.n_in);
+Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, Tensor *learned,
+                            float scale) {
+    OpCall o = {.op = OP_ATTENTION, .in = {qkv, learned}, .n_in = 2, .n_out = 1};
+    need_dtypes(&o, 0, 1, c->dtype);
+    need_learned(&o, mask, learned);
     NEED(o, qkv->ndim == 3 && qkv->shape[2] % (3 * (int64_t)n_heads) == 0, qkv);
     NEED(o, qkv->shape[1] <= mask->T, qkv);
     const int64_t B = qkv->shape[0], T = qkv->shape[1], C = qkv->shape[2] / 3;

@@ -172,13 +172,17 @@ Qkv op_qkv_rope(Ctx *c, Tensor *qkv, Tensor *ln_q, Tensor *ln_k, const Rope *rop
 /* softmax(scale q k' masked) v by the backend in c->attn; see kernels/attention.h.
  * q (B, Tq, H, D), k and v (B, Tk, H, D) -> (B, Tq, H D). Query i has position Tk - Tq + i (attr:
  * offset), key j position j; the mask is asked with positions. attr: scale, mask, offset. saved:
- * lse (B, H, Tq). Backward overwrites; the tape adds where q, k or v had a gradient before. */
-Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, float scale);
+ * lse (B, H, Tq). learned: the arrays of the mask's score expression, float32 (mask->n_learned);
+ * NULL where it has none. Backward overwrites; the tape adds where an input had a gradient before.
+ */
+Tensor *op_attention(Ctx *c, Tensor *q, Tensor *k, Tensor *v, const Mask *mask, Tensor *learned,
+                     float scale);
 
 /* The same of packed projections, which need no norm and no rotation, read where they are: qkv (B,
  * T, 3 C), a row being q, k, v, each (H, D) -> (B, T, C). attr: heads, scale, mask. saved: lse (B,
  * H, T). */
-Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, float scale);
+Tensor *op_attention_packed(Ctx *c, Tensor *qkv, int n_heads, const Mask *mask, Tensor *learned,
+                            float scale);
 
 /* x + gate y, the gate in part `part` of mod (B, F, n C), shared by a frame's tokens. x, y (B, T,
  * C) -> (B, T, C). In backward x's gradient may be the very buffer of the output's: then there is

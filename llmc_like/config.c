@@ -110,7 +110,7 @@ int config_adopt(Options *o, const ConfigRow *row, int n, Err *e) {
             snprintf(text, sizeof text, "%.17g", *(const double *)row[i].value);
         else
             value = *(const char *const *)row[i].value;
-        if (options_preset(o, row[i].option, value, e)) return -1;
+        if (options_adopt(o, row[i].option, value, e)) return -1;
     }
     return 0;
 }

@@ -90,6 +90,8 @@ struct Ctx {
     int n_threads;
     bool dry;
     bool recording; /* ops go on the tape; off in evaluation and sampling */
+    bool portable;  /* by kernels that all GPUs of the device run, where there are faster ones for
+                       this one: for tests and benchmarks */
     uint64_t seed;
 
     Arena host;        /* ctx_host: the tensors' own structs, and more; real in a dry context too */

@@ -15,7 +15,7 @@ static const char *const KIND_NAME[] = {
 static bool is_string(const Option *r) { return r->kind == OPT_STRING || r->kind == OPT_OPTIONAL; }
 
 const char *option_origin_name(OptionOrigin from) {
-    static const char *const name[] = {"default", "preset", "user"};
+    static const char *const name[] = {"default", "preset", "checkpoint", "user"};
     return name[from];
 }
 
@@ -272,10 +272,19 @@ int options_parse(Options *o, int argc, char **argv, Err *e) {
     return 0;
 }
 
-int options_preset(Options *o, const char *name, const char *text, Err *e) {
+static int assign_unless_user(Options *o, const char *name, const char *text, OptionOrigin from,
+                              Err *e) {
     int i = find(o, name, strlen(name));
-    CHECK(i >= 0, "a preset sets --%s, which is not in the table", name);
-    return o->origin[i] == FROM_USER ? 0 : assign(o, i, text, FROM_PRESET, e);
+    CHECK(i >= 0, "a %s sets --%s, which is not in the table", option_origin_name(from), name);
+    return o->origin[i] == FROM_USER ? 0 : assign(o, i, text, from, e);
+}
+
+int options_preset(Options *o, const char *name, const char *text, Err *e) {
+    return assign_unless_user(o, name, text, FROM_PRESET, e);
+}
+
+int options_adopt(Options *o, const char *name, const char *text, Err *e) {
+    return assign_unless_user(o, name, text, FROM_CHECKPOINT, e);
 }
 
 bool option_was_set(const Options *o, const char *name) {

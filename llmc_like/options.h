@@ -43,7 +43,7 @@ typedef struct Option {
 } Option;
 
 /* Where a value comes from. */
-typedef enum { FROM_DEFAULT, FROM_PRESET, FROM_USER } OptionOrigin;
+typedef enum { FROM_DEFAULT, FROM_PRESET, FROM_CHECKPOINT, FROM_USER } OptionOrigin;
 
 typedef struct Options {
     const Option *row; /* for (i = 0; i < o.n; i++), headings included */
@@ -66,9 +66,10 @@ void options_free(Options *o); /* string values end here */
  * Stops with o->help set at --help. */
 int options_parse(Options *o, int argc, char **argv, Err *e);
 
-/* Sets `name` (a bug if there is none) from `text`, but only where the user did not. For presets
+/* Sets `name` (a bug if there is none) from `text`, but only where the user did not: for a preset,
  * and for what a checkpoint says. The text is checked and copied. */
 int options_preset(Options *o, const char *name, const char *text, Err *e);
+int options_adopt(Options *o, const char *name, const char *text, Err *e);
 
 bool option_was_set(const Options *o, const char *name); /* by the user */
 
@@ -76,7 +77,7 @@ bool option_was_set(const Options *o, const char *name); /* by the user */
  * and for headings. */
 enum { OPTION_TEXT = 1024 };
 const char *option_text(const Options *o, int i, char buf[OPTION_TEXT]);
-const char *option_origin_name(OptionOrigin from); /* "default", "preset", "user" */
+const char *option_origin_name(OptionOrigin from); /* "default", "preset", "checkpoint", "user" */
 
 /* The help text: usage (one line, given by the program), then the table by headings with defaults,
  * ranges and choices, 100 columns wide. */

@@ -85,9 +85,18 @@ int resume_options(Options *o, const char *text, const char *const *own, Err *e)
         if (r->kind == OPT_HEADING || is_in(of_a_run, r->name) || is_in(own, r->name) ||
             !cJSON_IsString(value))
             continue;
-        if (strcmp(value->valuestring, EXPRESSION))
-            status = options_preset(o, r->name, value->valuestring, e);
-        else if (!option_was_set(o, r->name))
+        const char *was = value->valuestring;
+        const bool named = o->origin[i] == FROM_USER;
+        if (named && !strcmp(r->name, "preset") && strcmp(o->text[i], "auto") &&
+            strcmp(o->text[i], was))
+            status = err_set(e,
+                             "it comes from a run with --preset %s and brings back its options; "
+                             "leave out --preset %s, or begin a new run with its parameters "
+                             "(--init)",
+                             was, o->text[i]);
+        else if (strcmp(was, EXPRESSION))
+            status = options_adopt(o, r->name, was, e);
+        else if (!named)
             status = err_set(e,
                              "it was trained with an expression as --%s, which a checkpoint does "
                              "not carry; give --%s again (the run's run.json has it)",

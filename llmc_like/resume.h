@@ -28,7 +28,7 @@ char *resume_text(const Options *o, const char *const *expressions);
 /* They become this run's defaults: every option that the user did not give takes the checkpoint's
  * value, but for those about one run alone: out, device, threads, plan and the like, and those in
  * `own` (NULL at its end). text NULL: nothing happens. -1 and a sentence where an expression is
- * wanted and the user gave none. */
+ * wanted and the user gave none, and where the user named another --preset. */
 int resume_options(Options *o, const char *text, const char *const *own, Err *e);
 
 #endif

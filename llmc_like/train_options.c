@@ -49,6 +49,10 @@ int train_options(TrainSettings *s, const TrainWords *w, Option *row) {
          attn_choices},
         {"mask", OPT_STRING, &s->mask, w->mask, 0, 0, w->mask_help, NULL},
         {"score", OPT_STRING, &s->score, "", 0, 0, w->score_help, NULL},
+        {"learned", OPT_STRING, &s->learned, "", 0, 0,
+         "arrays of numbers that --score names and each layer learns: 'slope:6', "
+         "'bias:127,slope:6'",
+         NULL},
         {"Training", OPT_HEADING, NULL, NULL, 0, 0, NULL, NULL},
         {"warmup", OPT_INT, &s->warmup, w->warmup, 0, 1e9, w->warmup_help, NULL},
         {"weight-decay", OPT_DOUBLE, &s->weight_decay, w->weight_decay, 0, 1,

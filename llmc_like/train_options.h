@@ -12,7 +12,7 @@
 #include "llmc_like/options.h"
 
 typedef struct TrainSettings {
-    const char *preset, *device, *dtype, *out, *attn, *mask, *score;
+    const char *preset, *device, *dtype, *out, *attn, *mask, *score, *learned;
     const char *resume, *init; /* checkpoints to go on from, to begin with; NULL: none */
     const char *use;      /* the checkpoint of the program's own mode (--sample, --predict), which
                              trains nothing; NULL: train. The program has its row */

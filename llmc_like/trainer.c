@@ -81,14 +81,17 @@ static int make_plan(Trainer *t, const char *attn, Err *e) {
 
 /* ---- checkpoints ---- */
 
+#define LEARNED_KEY "learned" /* in their metadata: --learned, where there is any */
+
 /* held_out_loss NAN: no evaluation was due, and the file is only the last one. */
 static int save(Trainer *t, int64_t step, double held_out_loss, Err *e) {
     const char *const expressions[] = {t->mask_is_expression ? "mask" : "",
                                        t->s->score[0] ? "score" : "", NULL};
     char *options = resume_text(&t->options, expressions);
-    MetaPair meta[TRAIN_META + 2] = {{"config", t->config}, {"options", options}};
-    for (int i = 0; i < t->n_meta; i++) meta[2 + i] = t->meta[i];
-    const int n = 2 + t->n_meta;
+    MetaPair meta[TRAIN_META + 3] = {{"config", t->config}, {"options", options}};
+    int n = 2;
+    for (int i = 0; i < t->n_meta; i++) meta[n++] = t->meta[i];
+    if (t->s->learned[0]) meta[n++] = (MetaPair){LEARNED_KEY, t->s->learned};
     const int status =
         isnan(held_out_loss)
             ? keeper_save_last(&t->keeper, t->params, &t->optim, meta, n, step, e)
@@ -267,9 +270,9 @@ static void banner(const Trainer *t) {
     printf("device     %s, %s, %d threads, %.0f GFLOP/s in a matrix product%s%s\n", t->c.dev->name,
            dtype_name(t->c.dtype), t->c.n_threads, t->log.peak, no_gpu.text[0] ? "; no cuda: " : "",
            no_gpu.text);
-    printf("attention  %s (%s): %s; mask %s%s%s\n", t->c.attn->name,
+    printf("attention  %s (%s): %s; mask %s%s%s%s%s\n", t->c.attn->name,
            strcmp(s->attn, "auto") ? "as asked" : "the fastest here", t->c.attn->help, s->mask,
-           s->score[0] ? "; score " : "", s->score);
+           s->score[0] ? "; score " : "", s->score, s->learned[0] ? "; learned " : "", s->learned);
     printf("training   %d steps of %d x %d %s, %s, seed %" PRIu64 "\n", s->steps, s->batch,
            s->accumulate, t->program->examples, t->rates, s->seed);
     memory_print(t->plan.row, t->plan.n, stdout);
@@ -427,6 +430,16 @@ static int run_compare(Trainer *t, Err *e) {
 
 /* ---- from the command line to one of them ---- */
 
+/* Arrays of other names may have the same shape in a file. */
+static int same_learned(const Trainer *t, const StFile *file, Err *e) {
+    const char *was = st_meta(file, LEARNED_KEY);
+    if (!was || !strcmp(was, t->s->learned)) return 0;
+    return err_set(e,
+                   "it learned the arrays '%s', and --learned is '%s'; give the same, with the "
+                   "--score that names them",
+                   was, t->s->learned);
+}
+
 /* Sizes and options of the checkpoint that the run begins with. */
 static int adopt(Trainer *t, const char *from, Err *e) {
     const TrainProgram *g = t->program;
@@ -435,6 +448,7 @@ static int adopt(Trainer *t, const char *from, Err *e) {
     int status = g->adopt(t->self, st_meta(&file, "config"), e);
     if (status == 0 && !t->s->init)
         status = resume_options(&t->options, st_meta(&file, "options"), g->own, e);
+    if (status == 0) status = same_learned(t, &file, e);
     if (status) err_prefix(e, "%s: ", from);
     st_close(&file);
     return status;

@@ -51,6 +51,7 @@ typedef struct IceLayer {
     Linear qkv, out;        /* (3C, C), (C, C)         */
     Linear up, down;        /* (d_ff, C), (C, d_ff)    */
     LayerNorm norm1, norm2; /* (C)                     */
+    Tensor *learned;        /* (the mask's n_learned); NULL where that is 0 */
 } IceLayer;
 
 /* What a model reads of a batch: the tensors of data/icecube_batch.h. The model knows no events but

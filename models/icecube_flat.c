@@ -112,6 +112,14 @@ static void add_block(ParamTable *p, IceFlatBlock *w, const IceFlatConfig *g, in
 #undef KEY
 }
 
+/* The arrays that the mask's score expression learns, 0 to begin with. They come last: so the other
+ * rows' initial values are those of a model without them. */
+static void add_learned(ParamTable *p, Tensor **slot, const Mask *mask, const char *name) {
+    if (!mask || !mask->n_learned) return;
+    params_add(p, slot, GROUP_ADAM, INIT_ZERO, 0, 1, (int64_t[]){mask->n_learned}, "%s", name);
+    params_set_exact(p);
+}
+
 static void add_parameters(IceFlat *m) {
     const IceFlatConfig *g = &m->cfg;
     ParamTable *p = &m->params;
@@ -132,6 +140,11 @@ static void add_parameters(IceFlat *m) {
     params_add_linear(p, &m->head1.weight, &m->head1.bias, GROUP_ADAMW, INIT_UNIFORM,
                       g->head_hidden, C, "direction_head.fc1");
     add_xavier(p, &m->head2, 3, g->head_hidden, "direction_head.fc2");
+    for (int l = 0; l < L; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "blocks.%d.attn.learned", l);
+        add_learned(p, &m->block[l].learned, m->event_mask, name);
+    }
 }
 
 int ice_flat_init(IceFlat *m, const IceFlatConfig *cfg, const Mask *event_mask, const Ctx *c,
@@ -183,7 +196,7 @@ Tensor *ice_flat_forward(Ctx *c, const IceFlat *m, const IceInput *in) {
         Tensor *q = op_rmsnorm(c, op_linear_heads(c, y, &w->q, H));        /* (1, M + B, H, D) */
         Tensor *k = op_rmsnorm(c, op_linear_heads(c, y, &w->k, H));        /* (1, M + B, H, D) */
         Tensor *v = op_linear_heads(c, y, &w->v, H);                       /* (1, M + B, H, D) */
-        y = op_attention(c, q, k, v, m->event_mask, scale);                /* (1, M + B, C)    */
+        y = op_attention(c, q, k, v, m->event_mask, w->learned, scale);    /* (1, M + B, C)    */
         x = op_linear_dropout_add(c, x, y, &w->out, p, in->step, layer++); /* (1, M + B, C)    */
 
         y = op_linear(c, op_rmsnorm(c, x), &w->up);                         /* (1, M + B, d_ff) */

@@ -39,6 +39,7 @@ int ice_flat_config_parse(IceFlatConfig *g, const char *json, Err *e);
 typedef struct IceFlatBlock {
     Linear q, k, v, out; /* (C, C) each, no bias      */
     Linear up, down;     /* (d_ff, C), (C, d_ff), no bias */
+    Tensor *learned;     /* (the mask's n_learned); NULL where that is 0 */
 } IceFlatBlock;
 
 typedef struct IceFlat {

@@ -201,7 +201,7 @@ int ice_adopt_config(IceSettings *s, Options *o, const char *json, Err *e) {
             e,
             "it holds another program's model: its config names neither the "
             "hierarchical nor the flat IceCube model; give a checkpoint of train_icecube");
-    if (options_preset(o, "model", flat ? "flat" : "hierarchical", e)) return -1;
+    if (options_adopt(o, "model", flat ? "flat" : "hierarchical", e)) return -1;
     if (flat != ice_is_flat(s))
         return err_set(e, "it holds the %s model, and --model is %s; leave --model out",
                        flat ? "flat" : "hierarchical", s->model);

@@ -159,6 +159,14 @@ static void add_block(ParamTable *p, WmBlock *w, const WmConfig *g, int l) {
 #undef KEY
 }
 
+/* The arrays that the mask's score expression learns, 0 to begin with. They come last: so the other
+ * rows' initial values are those of a model without them. */
+static void add_learned(ParamTable *p, Tensor **slot, const Mask *mask, const char *name) {
+    if (!mask->n_learned) return;
+    params_add(p, slot, GROUP_ADAMW, INIT_ZERO, 0, 1, (int64_t[]){mask->n_learned}, "%s", name);
+    params_set_exact(p);
+}
+
 static void add_parameters(Wm *m) {
     const WmConfig *g = &m->cfg;
     ParamTable *p = &m->params;
@@ -192,6 +200,11 @@ static void add_parameters(Wm *m) {
                       "time_emb_mixer");
     params_add_linear(p, &m->modulation.weight, &m->modulation.bias, GROUP_ADAM, INIT_UNIFORM,
                       2 * C, C, "modulation.1");
+    for (int l = 0; l < g->n_blocks; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "blocks.%d.selfattn.learned", l);
+        add_learned(p, &m->block[l].learned, m->mask, name);
+    }
 }
 
 /* ---- rotary tables ---- */
@@ -341,7 +354,7 @@ Tensor *wm_forward(Ctx *c, const Wm *m, Tensor *x_t, Tensor *t, Tensor *actions,
         y = op_linear(c, y, &w->qkv);                            /* (B, T, 3C) */
         if (cache) y = op_cache_extend(c, &cache->rows[l], cache->first, past, y);
         Qkv a = op_qkv_rope(c, y, w->ln_q, w->ln_k, &m->rope, g->n_heads, past); /* (B, T, H, D) */
-        y = op_attention(c, a.q, a.k, a.v, m->mask, 1.0f);                       /* (B, T, C)  */
+        y = op_attention(c, a.q, a.k, a.v, m->mask, w->learned, 1.0f);           /* (B, T, C)  */
         x = op_gate_add(c, x, op_linear(c, y, &w->out), mod, 2);                 /* (B, T, C)  */
 
         y = op_rmsnorm_modulate(c, x, w->norm2, mod, 3);                     /* (B, T, C)  */

@@ -50,6 +50,7 @@ typedef struct WmBlock {
     Tensor *norm1, *norm2; /* (C)                                        */
     Linear qkv, out;       /* (3C, C), (C, C)                            */
     Tensor *ln_q, *ln_k;   /* (D)                                        */
+    Tensor *learned;       /* (mask->n_learned); NULL where that is 0    */
     Linear up, gate, down; /* (4C, C), (4C, C), (C, 4C)                  */
     Linear modulation;     /* (6C, C): shift, scale, gate, for two halves */
 } WmBlock;

@@ -18,13 +18,14 @@
 
 /* Gaps between rows: 5, and for an even number of heads 8, which leaves rows aligned where heads
  * are. */
-enum { GUARD = 32, N_TENSORS = 9 };
+enum { GUARD = 32, N_TENSORS = 11 };
 static const float SENTINEL = 12345.678f;
 
-/* A call's tensors. Order: inputs q, k, v, dout, then out, dq, dk, dv, lse. */
-enum { Q, K, V, DOUT, OUT, DQ, DK, DV, LSE };
-static const char *const tensor_names[N_TENSORS] = {"q",  "k",  "v",  "dout", "out",
-                                                    "dq", "dk", "dv", "lse"};
+/* A call's tensors. Order: inputs q, k, v, dout, then out, dq, dk, dv, lse, and what the mask's
+ * score expression learns (an input, too; of no length where it learns nothing). */
+enum { Q, K, V, DOUT, OUT, DQ, DK, DV, LSE, LEARNED, DLEARNED };
+static const char *const tensor_names[N_TENSORS] = {"q",  "k",  "v",   "dout",    "out",     "dq",
+                                                    "dk", "dv", "lse", "learned", "dlearned"};
 
 typedef struct Shape {
     int B, H, Tq, Tk, D;
@@ -37,8 +38,9 @@ typedef struct Call {
     size_t row[N_TENSORS], step[N_TENSORS]; /* elements of a row that count, and to the next row */
 } Call;
 
-/* lse is float32 where the rest is bf16. */
+/* lse is float32 where the rest is bf16; what is learned always is. */
 static inline DType dtype_of(DType t, int tensor) {
+    if (tensor >= LEARNED) return DT_F32;
     return t == DT_BF16 && tensor == LSE ? DT_F32 : t;
 }
 
@@ -78,13 +80,15 @@ static inline Call call_make_from(Shape s, DType dtype, bool rounded, const Mask
                     .mask = mask}};
     for (int t = 0; t < N_TENSORS; t++) {
         const bool keys = t == K || t == V || t == DK || t == DV;
-        c.row[t] = t == LSE ? (size_t)s.Tq : (size_t)(s.H * s.D);
-        c.step[t] = t == LSE ? c.row[t] : c.row[t] + (size_t)gap;
+        const size_t learned = (size_t)mask->n_learned;
+        c.row[t] = t >= LEARNED ? learned : t == LSE ? (size_t)s.Tq : (size_t)(s.H * s.D);
+        c.step[t] = t >= LSE ? c.row[t] : c.row[t] + (size_t)gap;
         c.n[t] = c.step[t] * (size_t)(t == LSE ? s.B * s.H : s.B * (keys ? s.Tk : s.Tq));
+        if (t >= LEARNED) c.n[t] = learned;
         c.block[t] = malloc(block_bytes(&c, t));
         assert_non_null(c.block[t]);
         for (size_t i = 0; i < c.n[t] + 2 * GUARD; i++) set(&c, t, i - GUARD, SENTINEL);
-        if (t > DOUT) continue;
+        if (t > DOUT && t != LEARNED) continue;
         for (size_t i = 0; i < c.n[t]; i++) {
             float x;
             rng_normal((RngKey){7, (uint32_t)t, RNG_TEST}, i, &x, 1);
@@ -97,6 +101,7 @@ static inline Call call_make_from(Shape s, DType dtype, bool rounded, const Mask
         p[t] = (char *)c.block[t] + GUARD * dtype_size(dtype_of(dtype, t));
     c.a.q = p[Q], c.a.k = p[K], c.a.v = p[V], c.a.dout = p[DOUT], c.a.out = p[OUT];
     c.a.dq = p[DQ], c.a.dk = p[DK], c.a.dv = p[DV], c.a.lse = p[LSE];
+    if (mask->n_learned) c.a.learned = p[LEARNED], c.a.dlearned = p[DLEARNED];
     const int64_t row = s.H * s.D + gap;
     c.a.qs = c.a.os = (AttnStride){s.Tq * row, row, s.D};
     c.a.ks = c.a.vs = (AttnStride){s.Tk * row, row, s.D};
@@ -112,7 +117,7 @@ static inline void call_free(Call *c) {
 }
 
 static inline void run_plain(Call *c) {
-    c->a.workspace = malloc(sizeof(double) * (size_t)c->a.Tk);
+    c->a.workspace = malloc(sizeof(double) * (size_t)(c->a.Tk + c->a.mask->n_learned));
     plain_attn(&c->a, false);
     plain_attn(&c->a, true);
     free(c->a.workspace);
@@ -144,6 +149,8 @@ static inline void run_backend(Ctx *ctx, const AttnBackend *b, Call *c) {
     a.out = moved(c, &block[OUT], OUT, a.out), a.lse = moved(c, &block[LSE], LSE, a.lse);
     a.dq = moved(c, &block[DQ], DQ, a.dq), a.dk = moved(c, &block[DK], DK, a.dk);
     a.dv = moved(c, &block[DV], DV, a.dv);
+    a.learned = moved(c, &block[LEARNED], LEARNED, a.learned);
+    a.dlearned = moved(c, &block[DLEARNED], DLEARNED, a.dlearned);
     for (int backward = 0; backward < 2; backward++) {
         const size_t bytes = b->workspace(ctx, &a, backward);
         Block w = block_make(ctx->dev, bytes + 64);
@@ -196,7 +203,7 @@ static inline Error compare(const Call *got, const Call *expected) {
 }
 
 static inline void run_plain_rounded(Call *c, bool backward) {
-    c->a.workspace = malloc(sizeof(float) * (size_t)c->a.Tk);
+    c->a.workspace = malloc(sizeof(float) * (size_t)(c->a.Tk + c->a.mask->n_learned));
     plain_attn_rounded(&c->a, backward);
     round_results(c, backward ? DQ : OUT, backward ? LSE : DQ);
     free(c->a.workspace);

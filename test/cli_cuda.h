@@ -71,6 +71,22 @@ static inline void steps_in_bf16(void **state, const char *const *args) {
     if (!(diff > 0 && diff <= 2e-2)) fail_msg("losses in bf16 differ by %g", diff);
 }
 
+/* flex with a mask and a score expression: the CPU's losses, and in bf16 nearly. */
+static inline void steps_with_flex(void **state, const char *const *args, const char *mask,
+                                   const char *score) {
+    need_cuda();
+    RUN(state, args, "--steps", "3", "--dtype", "float32", "--device", "cpu", "--attn", "flex",
+        "--mask", mask, "--score", score, "--out", "@flex_cpu");
+    RUN(state, args, "--steps", "3", "--dtype", "float32", "--device", "cuda", "--attn", "flex",
+        "--mask", mask, "--score", score, "--out", "@flex");
+    RUN(state, args, "--steps", "3", "--device", "cuda", "--attn", "flex", "--mask", mask,
+        "--score", score, "--out", "@flex_bf16");
+    const double diff = relative_loss(state, "flex_cpu", "flex"),
+                 rough = relative_loss(state, "flex", "flex_bf16");
+    if (!(diff <= 1e-4)) fail_msg("losses of flex on CUDA differ by %g", diff);
+    if (!(rough > 0 && rough <= 2e-2)) fail_msg("losses of flex in bf16 differ by %g", rough);
+}
+
 /* On machines without a GPU. */
 static inline void without_a_gpu(void **state) {
     if (device_runs_here(&cuda_device)) skip();

@@ -223,7 +223,7 @@ static int open_mask(Case *k, Mask *m, const FixtureSettings *s, const char *att
                      const int32_t *offsets, int n, Err *e) {
     const int H = k->is_flat ? k->flat_cfg.n_heads : k->cfg.n_heads;
     const int C = k->is_flat ? k->flat_cfg.d_model : k->cfg.d_model;
-    if (mask_init_documents(m, s->mask, "", H, e)) return -1;
+    if (mask_init_documents(m, s->mask, "", "", H, e)) return -1;
     mask_set_documents(m, offsets, n);
     mask_set_build(m, s->cache, NULL);
     const AttnArgs shape = attn_shape(1, H, offsets[n], C / H, m);
@@ -280,7 +280,7 @@ static int run_fixture(Fixture *f, const FixtureSettings *s, Err *e) {
 }
 
 static int sample_mask(Mask *m, const char *text, Err *e) {
-    if (mask_init_documents(m, text, "", 1, e)) return -1;
+    if (mask_init_documents(m, text, "", "", 1, e)) return -1;
     mask_set_documents(m, (const int32_t[]){0, 1, 4}, 2);
     return 0;
 }

@@ -175,7 +175,7 @@ static int run_case(Case *k, const FixtureSettings *s, Err *e) {
     if (read_config(k, e) || read_inputs(k, e)) return -1;
     const int T = wm_tokens_per_frame(&k->cfg) * (int)k->F, H = k->cfg.n_heads;
     const AttnArgs shape = attn_shape((int)k->B, H, T, k->cfg.d_model / H, &k->mask);
-    if (mask_init(&k->mask, s->mask, "", wm_tokens(&k->cfg), wm_tokens_per_frame(&k->cfg),
+    if (mask_init(&k->mask, s->mask, "", "", wm_tokens(&k->cfg), wm_tokens_per_frame(&k->cfg),
                   (int)k->B, H, e))
         return -1;
     mask_set_build(&k->mask, s->cache, NULL);
@@ -209,7 +209,7 @@ static int run_fixture(Fixture *f, const FixtureSettings *s, Err *e) {
 }
 
 static int sample_mask(Mask *m, const char *text, Err *e) {
-    return mask_init(m, text, "", 8, 2, 1, 1, e);
+    return mask_init(m, text, "", "", 8, 2, 1, 1, e);
 }
 
 int main(int argc, char **argv) {

@@ -125,12 +125,12 @@ static const Mask masks[2] = {{.text = "causal", .T = MASK_T, .lo = mask_lo[0], 
 
 static void call_attention(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     c->attn = attn_find("sdpa");
-    out[0] = op_attention(c, in[0], in[1], in[2], &masks[k->a], 0.5f); /* a: mask */
+    out[0] = op_attention(c, in[0], in[1], in[2], &masks[k->a], NULL, 0.5f); /* a: mask */
 }
 
 static void call_attention_packed(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
     c->attn = attn_find("sdpa");
-    out[0] = op_attention_packed(c, in[0], k->b, &masks[k->a], 0.5f); /* a: mask, b: heads */
+    out[0] = op_attention_packed(c, in[0], k->b, &masks[k->a], NULL, 0.5f); /* a: mask, b: heads */
 }
 
 static void call_gate_add(Ctx *c, const Case *k, Tensor **in, Tensor **out) {
@@ -449,6 +449,13 @@ static const Case cases[] = {
     {OP_NORMAL, call_normal, {NONE}, 1, 0},
     {OP_NORMAL, call_normal, {NONE}, 4099, 3},
     {OP_NORMAL, call_normal, {NONE}, 20000, 8},
+    /* a position with more heads than a block on CUDA takes at once */
+    {OP_QKV_ROPE, call_qkv_rope, {R(3, 2, 90), E(10), E(10), E(2, 10), E(2, 10)}, 3, 0},
+    /* channels by 64, which CUDA on Hopper takes without im2col */
+    {OP_CONV2D, call_conv2d, {R(1, 9, 13, 64), P(64, 64, 5, 5), P(64)}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 3, 8, 128), P(192, 128, 3, 3), P(192)}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(9, 3, 8, 64), P(64, 64, 3, 3), NONE}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 4, 8, 64), P(704, 64, 1, 1), NONE}, 0, 0},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

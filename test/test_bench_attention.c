@@ -51,8 +51,31 @@ static void dtype(void **state) {
     cli_refused(cli_run(state, "--case", "sample", "--dtype", "bf16"), "--dtype|float32 alone");
 }
 
+/* A CPU's kernels are devices of their own, so that asking it for portable ones is a mistake. */
+static void portable(void **state) {
+    cli_refused(cli_run(state, "--case", "sample", "--portable"), "--portable|cpu-portable");
+}
+
+/* The world model's layer comes out the same with every backend, and not by comparing one with
+ * itself. */
+static void wm_layer(void **state) {
+    free(cli_good(cli_run(state, "--case", "wm-layer", "--repeats", "1", "--threads", "2",
+                          "--cache", "@flex", "--json", "@layer.json")));
+    char *text = cli_text(state, "layer.json");
+    cJSON *rows = cJSON_Parse(text), *row;
+    int n = 0;
+    cJSON_ArrayForEach(row, rows) {
+        const double far = cJSON_GetObjectItem(row, "difference")->valuedouble;
+        assert_true(n++ == 0 ? far == 0 : far > 0 && far < 1e-5);
+    }
+    assert_int_equal(n, 4); /* vanilla, sdpa, flex and flex-dense; the others want documents */
+    cJSON_Delete(rows);
+    free(text);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(worse), cmocka_unit_test(alone),
-                                       cmocka_unit_test(no_number), cmocka_unit_test(dtype)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(worse),     cmocka_unit_test(alone),
+                                       cmocka_unit_test(no_number), cmocka_unit_test(dtype),
+                                       cmocka_unit_test(portable),  cmocka_unit_test(wm_layer)};
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -66,7 +66,7 @@ enum { N_BACKENDS = 4 };
 
 static void set_mask(Mask *m, const char *mask, const char *score, void **state) {
     Err e;
-    if (mask_init_documents(m, mask, score, 8, &e)) fail_msg("%s", e.text);
+    if (mask_init_documents(m, mask, score, "", 8, &e)) fail_msg("%s", e.text);
     mask_set_build(m, *state, NULL);
 }
 
@@ -86,6 +86,7 @@ static void try_batch(Mask *m, const Batch *batch, int H, int D) {
         ctx_for(&ctx, devices[d], 2);
         for (int i = 0; i < N_BACKENDS; i++) {
             const AttnBackend *b = attn_find(backends[i]);
+            if (devices[d] == &cuda_device && m->T > 2000 && i > 0) continue; /* the emulator */
             Call c = call_make(s, DT_F32, m, scale);
             if (!b->supports(&ctx, &c.a)) {
                 char what[512];
@@ -125,7 +126,7 @@ static int count_objects(const char *folder) {
     return n;
 }
 
-/* One mask sees all batches, and is compiled once a device that has flex. */
+/* One mask sees all batches, and is compiled once a processor. (CUDA's: test_flex_cuda.) */
 static void every_length(void **state) {
     static const int heads[][2] = {{8, 16}, {1, 128}, {2, 20}, {3, 48}, {1, 8}, {2, 64}};
     const Batch mixed = batch_mixed(), sparse = batch_random(1, 150, 9),
@@ -222,7 +223,7 @@ static void documents_by_name(void **state) {
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         Mask m;
         Err e;
-        if (mask_init(&m, masks[i], "", 400, 1, 2, 2, &e)) fail_msg("%s", e.text);
+        if (mask_init(&m, masks[i], "", "", 400, 1, 2, 2, &e)) fail_msg("%s", e.text);
         mask_set_build(&m, *state, NULL);
         for (size_t j = 0; j < sizeof shapes / sizeof *shapes; j++) {
             Call exact = call_make(shapes[j], DT_F64, &m, 0.25f),
@@ -359,11 +360,12 @@ int main(int argc, char **argv) {
         cmocka_unit_test(every_length),
         cmocka_unit_test(long_documents),
         cmocka_unit_test(one_row_each),
+        cmocka_unit_test(rows_that_see_nothing),
     };
     const struct CMUnitTest of_the_cpu[] = {
-        cmocka_unit_test(rows_that_see_nothing), cmocka_unit_test(documents_by_name),
-        cmocka_unit_test(threads_change_no_bit), cmocka_unit_test(nan_stays_in_its_document),
-        cmocka_unit_test(unwanted_gradients),    cmocka_unit_test(factor_is_not_compiled),
+        cmocka_unit_test(documents_by_name),         cmocka_unit_test(threads_change_no_bit),
+        cmocka_unit_test(nan_stays_in_its_document), cmocka_unit_test(unwanted_gradients),
+        cmocka_unit_test(factor_is_not_compiled),
     };
     const int failed = cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
     return failed +

@@ -1,4 +1,5 @@
-/* The emulator: kernels with Hopper's instructions that are right run, and give what a GPU would.
+/* Hopper's instructions, in the emulator and, where this is built with nvcc, on a GPU: what is
+ * right runs, and gives what plain loops do.
  *
  * C (128, N) = A B, by one block as kernels on Hopper are built: a producer warp fills two stages
  * of shared memory by the copy engine, two warpgroups of consumers have 64 rows each. A and B are
@@ -21,6 +22,14 @@ void cuda_fail(const Ctx *c, const char *call, const char *error) {
     (void)c;
     fprintf(stderr, "%s: %s\n", call, error);
     abort();
+}
+
+/* As much of a context as a launch takes: the default stream. */
+static Cuda on_device;
+static Ctx *context() {
+    static Ctx c;
+    c.device_state = &on_device;
+    return &c;
 }
 
 enum { M = 128, K = 160, TILE = 64, STAGES = 2, PANEL = 64 * 64, THREADS = 3 * 128 };
@@ -150,7 +159,7 @@ static bf16 *numbers(bf16 *x, int n, int seed) {
 static TensorMap map_of(const bf16 *p, int rows, int columns) {
     const AttnStride s = {(int64_t)rows * columns, columns, columns};
     assert_true(tensor_map_fits(p, s));
-    return tensor_map(NULL, p, s, 1, rows, 1, columns, 64);
+    return tensor_map(context(), p, s, 1, rows, 1, columns, 64);
 }
 
 template <int N>
@@ -181,7 +190,8 @@ static void test_product(void **) {
     for (int i = 0; i < 128 * N; i++) (&sum[0][0][0])[i] = 1;
     CUDA(NULL, cudaMalloc(&p.sum, sizeof sum));
     CUDA(NULL, cudaMemcpy(p.sum, sum, sizeof sum, cudaMemcpyHostToDevice));
-    launch(NULL, product_kernel<N, A_DOWN, B_DOWN, REGISTERS>, 1, THREADS, sizeof(Shared<N>), p);
+    launch(context(), product_kernel<N, A_DOWN, B_DOWN, REGISTERS>, 1, THREADS, sizeof(Shared<N>),
+           p);
     CUDA(NULL, cudaMemcpy(C, dC, sizeof C, cudaMemcpyDeviceToHost));
     CUDA(NULL, cudaMemcpy(sum, p.sum, sizeof sum, cudaMemcpyDeviceToHost));
     check<N>(A, B, A_DOWN, B_DOWN, C, sum);
@@ -189,6 +199,19 @@ static void test_product(void **) {
     CUDA(NULL, cudaFree(dB));
     CUDA(NULL, cudaFree(dC));
     CUDA(NULL, cudaFree(p.sum));
+}
+
+/* What the copy engine takes: multiples of 16 bytes, strides below 2^40 of them. */
+static void test_fits(void **) {
+    const char *at = (const char *)4096;
+    assert_true(tensor_map_fits(at, {64, 8, 8}));
+    assert_true(tensor_map_fits(at + 16, {(int64_t)1 << 38, 64, 64}));
+    assert_false(tensor_map_fits(at + 8, {64, 64, 64}));
+    assert_false(tensor_map_fits(at, {60, 64, 64}));
+    assert_false(tensor_map_fits(at, {64, 4, 64}));
+    assert_false(tensor_map_fits(at, {64, 64, 1}));
+    assert_false(tensor_map_fits(at, {64, 64, 0}));
+    assert_false(tensor_map_fits(at, {(int64_t)1 << 39, 64, 64}));
 }
 
 int main(void) {
@@ -199,6 +222,7 @@ int main(void) {
         cmocka_unit_test((test_product<128, true, false, false>)),
         cmocka_unit_test((test_product<64, false, true, true>)),
         cmocka_unit_test((test_product<128, false, false, true>)),
+        cmocka_unit_test(test_fits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,7 +33,9 @@ enum Bug_ {
     CHANGED,
     CHANGED_UNDER_WAY,
     NO_COMMIT,
+    NO_COMMIT_NO_WAIT,
     NO_WGMMA_WAIT,
+    SOME_WAIT,
     OTHER_OPERANDS,
     MISSING_THREAD,
     NO_SWIZZLE,
@@ -86,12 +88,13 @@ static __device__ void make_barriers(Shared *s) {
 
 template <int bug>
 static __device__ void load(const Params &p, Shared *s) {
+    const TensorMap none = {};
     if (bug == WRITTEN_HERE) p.ordinary[0] = from_float<bf16>(1);
     barrier_expect(&s->full, bug == TOO_MANY_BYTES  ? ALL - 16
                              : bug == TOO_FEW_BYTES ? ALL + 16
                                                     : ALL);
-    copy_box(s->a + (bug == BOX_MISPLACED ? 64 : 0), bug == NO_MAP ? &p.a + 1000 : &p.a, &s->full,
-             0, 0, 0, 0);
+    copy_box(s->a + (bug == BOX_MISPLACED ? 64 : 0), bug == NO_MAP ? &none : &p.a, &s->full, 0, 0,
+             0, 0);
     if (bug == BOX_TWICE) copy_box(s->a, &p.a, &s->full, 0, 0, 0, 0);
     copy_box(bug == BOX_PAST_END ? s->c + 8 * 64 : s->b, &p.b, &s->full, 0, 0, 0, 0);
     copy_bytes(s->sum, p.bytes + (bug == BYTES_UNALIGNED ? 1 : 0), SUM * 4, &s->full);
@@ -116,9 +119,11 @@ static __device__ void multiply(Shared *s, float (&d)[8][4], int t) {
         wgmma<false, false>(d, a, matrix_along(s->b), bug == OTHER_OPERANDS && t == 3);
     if (bug == CHANGED_UNDER_WAY) d[1][2] = 0;
     wgmma<false, false>(d, matrix_along(s->a + 16), matrix_along(s->b + 16), true);
-    if (bug != NO_COMMIT) wgmma_commit();
+    if (bug != NO_COMMIT && bug != NO_COMMIT_NO_WAIT) wgmma_commit();
     if (bug == OPERAND_OVERWRITTEN) s->b[t] = from_float<bf16>(0);
-    if (bug != NO_WGMMA_WAIT) wgmma_wait<0>(d);
+    if (bug == SOME_WAIT && t >= 64) wgmma_wait<0>(d);
+    if (bug == SOME_WAIT) wgmma<false, false>(d, a, matrix_along(s->b), true);
+    if (bug != NO_WGMMA_WAIT && bug != NO_COMMIT_NO_WAIT) wgmma_wait<0>(d);
 }
 
 template <int bug>
@@ -283,7 +288,7 @@ static const Bug bugs[] = {
     {"box not aligned", run<BOX_MISPLACED>, "is not a multiple of 1024", ""},
     {"box past the end", run<BOX_PAST_END>, "of dynamic shared memory, which has", ""},
     {"box twice", run<BOX_TWICE>, "while an asynchronous copy that thread (0, 0, 0)", NULL},
-    {"no TensorMap", run<NO_MAP>, "there is no TensorMap", NULL},
+    {"no TensorMap", run<NO_MAP>, "there is no TensorMap", ""},
     {"freed tensor", freed, "which are not live device memory", ""},
     {"bytes not aligned", run<BYTES_UNALIGNED>, "; multiples of 16", ""},
     {"nobody waits", run<NOBODY_WAITS>, "the block has ended while copy_box", ""},
@@ -292,6 +297,8 @@ static const Bug bugs[] = {
     {"changed after the fence", run<CHANGED>, "were changed after their wgmma_fence", ""},
     {"changed under way", run<CHANGED_UNDER_WAY>, "was changed while products", ""},
     {"no wgmma_commit", run<NO_COMMIT>, "without wgmma_commit", ""},
+    {"neither commit nor wait", run<NO_COMMIT_NO_WAIT>, "are under way: no wgmma_commit", ""},
+    {"some threads wait", run<SOME_WAIT>, "only some threads of the warpgroup have waited", ""},
     {"no wgmma_wait", run<NO_WGMMA_WAIT>, "are under way: no wgmma_wait", ""},
     {"other operands", run<OTHER_OPERANDS>, "threads 0 and 3 of the warpgroup come with other", ""},
     {"passes over a product", run<MISSING_THREAD>, "come with other operands", ""},

@@ -222,7 +222,7 @@ static void test_derivative_is_simple(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         FlexProgram *p = parse(NULL, cases[i].score);
         char *text = flex_prelude(p);
-        char *grad = strstr(text, "static inline float flex_score_grad(");
+        char *grad = strstr(text, "FLEX_INLINE float flex_score_grad(");
         char *end = grad ? strstr(grad, "\n}") : NULL;
         assert_non_null(end);
         *end = '\0';

@@ -198,7 +198,7 @@ static void test_stand_ins(void **state) {
     if (flex_module_load(NULL, NULL, kernel, "", &m, &e)) fail_msg("%s", e.text);
     assert_int_equal(FUNCTION(IntFn, &m, "has")(), 0);
     float s[3] = {1, NAN, -2};
-    const FlexEnv env = {{NULL}, {0}};
+    const FlexEnv env = {{NULL}, {0}, NULL};
     FUNCTION(RowFn, &m, "run_score")(s, 0, 0, 0, 3, &env);
     assert_true(s[0] == 1 && isnan(s[1]) && s[2] == -2);
     float sees[2];

@@ -35,7 +35,7 @@ typedef struct Setup {
 static void setup(Setup *s, const IceFlatConfig *g, bool dry) {
     Err e = {""};
     assert_int_equal(ctx_init(&s->c, "cpu", 1, 3, dry, &e), 0);
-    assert_int_equal(mask_init_documents(&s->mask, "document", "", g->n_heads, &e), 0);
+    assert_int_equal(mask_init_documents(&s->mask, "document", "", "", g->n_heads, &e), 0);
     mask_set_documents(&s->mask, event_token, B);
     assert_int_equal(ice_flat_init(&s->m, g, &s->mask, &s->c, true, &e), 0);
     s->c.attn = attn_find("sdpa");

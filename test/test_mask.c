@@ -50,7 +50,7 @@ enum { N_CASES = sizeof cases / sizeof *cases };
 
 static void make(Mask *m, const char *text, const char *score, int B, int H) {
     Err e = {""};
-    if (mask_init(m, text, score, T, S, B, H, &e)) fail_msg("%s", e.text);
+    if (mask_init(m, text, score, "", T, S, B, H, &e)) fail_msg("%s", e.text);
 }
 
 static void test_every_mask(void **state) {
@@ -180,7 +180,7 @@ static void test_refusals(void **state) {
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         Mask m;
         Err e = {""};
-        if (!mask_init(&m, refused[i].mask, refused[i].score, T, S, 1, 2, &e))
+        if (!mask_init(&m, refused[i].mask, refused[i].score, "", T, S, 1, 2, &e))
             fail_msg("accepted: %s %s", refused[i].mask, refused[i].score);
         if (!strstr(e.text, refused[i].says)) fail_msg("'%s': %s", refused[i].mask, e.text);
         assert_null(m.lo);
@@ -226,7 +226,7 @@ static void test_documents_of_batches(void **state) {
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) {
         Mask m;
         Err e = {""};
-        if (mask_init_documents(&m, made[i].text, made[i].score, 2, &e)) fail_msg("%s", e.text);
+        if (mask_init_documents(&m, made[i].text, made[i].score, "", 2, &e)) fail_msg("%s", e.text);
         assert_int_equal(m.T, 0);
         assert_int_equal(m.n_docs, 0);
         assert_non_null(m.offsets);
@@ -288,7 +288,7 @@ static void test_documents_refused(void **state) {
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         Mask m;
         Err e = {""};
-        if (!mask_init_documents(&m, refused[i].mask, refused[i].score, 2, &e))
+        if (!mask_init_documents(&m, refused[i].mask, refused[i].score, "", 2, &e))
             fail_msg("accepted: %s %s", refused[i].mask, refused[i].score);
         if (!strstr(e.text, refused[i].says)) fail_msg("'%s': %s", refused[i].mask, e.text);
         assert_null(m.offsets);

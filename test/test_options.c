@@ -191,6 +191,12 @@ static void presets(void **state) {
     assert_false(option_was_set(&f.o, "steps"));
     assert_int_equal(f.o.origin[3], FROM_PRESET);
     assert_string_equal(option_origin_name(f.o.origin[3]), "preset");
+    assert_int_equal(options_adopt(&f.o, "d-model", "64", &e), 0);
+    assert_int_equal(options_adopt(&f.o, "steps", "257", &e), 0);
+    assert_int_equal(f.c.d_model, 384);
+    assert_int_equal(f.c.steps, 257);
+    assert_string_equal(option_origin_name(f.o.origin[3]), "checkpoint");
+    assert_int_equal(options_preset(&f.o, "steps", "256", &e), 0);
     assert_int_equal(options_preset(&f.o, "steps", "many", &e), -1);
     assert_non_null(strstr(e.text, "--steps is 'many'"));
     assert_int_equal(f.c.steps, 256);

@@ -217,6 +217,27 @@ static void expressions(void **state) {
     assert_true(loss_difference(state, "flex", "named") > 1e-5);
 }
 
+/* What the expression learns, one set of arrays a layer, is the same whoever computes it. */
+static void learned(void **state) {
+    static const char score[] = "score - slope[h]*abs(q - k) + bias[(q + k) % 4]";
+    for (int flat = 0; flat < 2; flat++) {
+        free(flat ? cli_good(cli_run(state, CLI_FLAT, "--attn", "all", "--steps", "2", "--score",
+                                     score, "--learned", "slope:2,bias:4", "--out", "@learned"))
+                  : cli_good(cli_run(state, CLI_SMALL, "--attn", "all", "--steps", "2", "--score",
+                                     score, "--learned", "slope:2,bias:4", "--out", "@learned")));
+        cJSON *all = json_file(state, "learned/attn_all.json");
+        int ran = 0;
+        for (int i = 0; i < cJSON_GetArraySize(all); i++) {
+            const cJSON *row = cJSON_GetArrayItem(all, i);
+            if (cJSON_GetObjectItem(row, "declined")) continue;
+            assert_true(number(row, "loss_diff") <= 1e-5 && number(row, "grad_diff") <= 1e-3);
+            ran++;
+        }
+        assert_int_equal(ran, 3); /* vanilla, flex, flex-dense */
+        cJSON_Delete(all);
+    }
+}
+
 /* ---- models and batches ---- */
 
 static void models(void **state) {
@@ -272,10 +293,10 @@ static void learning(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(help),        cmocka_unit_test(plan),   cmocka_unit_test(banner),
-        cmocka_unit_test(outputs),     cmocka_unit_test(shards), cmocka_unit_test(every_backend),
-        cmocka_unit_test(expressions), cmocka_unit_test(models), cmocka_unit_test(parts),
-        cmocka_unit_test(learning),
+        cmocka_unit_test(help),        cmocka_unit_test(plan),    cmocka_unit_test(banner),
+        cmocka_unit_test(outputs),     cmocka_unit_test(shards),  cmocka_unit_test(every_backend),
+        cmocka_unit_test(expressions), cmocka_unit_test(models),  cmocka_unit_test(parts),
+        cmocka_unit_test(learning),    cmocka_unit_test(learned),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

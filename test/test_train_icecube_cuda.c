@@ -20,6 +20,10 @@ static const char *const flat[] = {"--preset", "flat-demo", CLI_FLAT, "--dropout
 
 static void steps_of_the_cpu(void **state) { ten_steps(state, hierarchical); }
 static void in_bf16(void **state) { steps_in_bf16(state, hierarchical); }
+static void with_flex(void **state) {
+    steps_with_flex(state, hierarchical, "doc[q] == doc[k] && (k <= q || k % 3 == 0)",
+                    "0.9*score + 0.1*(doc[q] % 3)*(k % 2)");
+}
 static void flat_steps_of_the_cpu(void **state) { ten_steps(state, flat); }
 static void flat_in_bf16(void **state) { steps_in_bf16(state, flat); }
 
@@ -27,6 +31,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(steps_of_the_cpu, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(in_bf16, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(with_flex, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(flat_steps_of_the_cpu, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(flat_in_bf16, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(without_a_gpu, scratch_setup, scratch_teardown),

@@ -96,10 +96,16 @@ static void interrupted_run(void **state) {
     cli_refused(cli_wait(state, all), "stopped while --attn | ran");
 }
 
+static const char *origin(const cJSON *run, const char *option) {
+    const cJSON *all = cJSON_GetObjectItemCaseSensitive(run, "options");
+    const cJSON *one = cJSON_GetObjectItemCaseSensitive(all, option);
+    return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(one, "from"));
+}
+
 /* --steps asks a finished run for more. */
 static void extended(void **state) {
-    free(
-        cli_good(cli_run(state, CLI_SMALL, "--steps", "2", "--save-every", "2", "--out", "@more")));
+    free(cli_good(cli_run(state, CLI_SMALL, "--preset", "tiny", "--steps", "2", "--save-every", "2",
+                          "--out", "@more")));
     char *out = cli_good(cli_run(state, "--resume", "--out", "@more", "--steps", "5"));
     assert_non_null(strstr(out, "step     3/5"));
     assert_non_null(strstr(out, "step     5/5"));
@@ -110,6 +116,16 @@ static void extended(void **state) {
     assert_int_equal(lines, 5);
     free(list);
     cli_refused(cli_run(state, "--resume", "@more"), "5 steps already|--steps");
+    /* run.json says where each value came from, and another preset's none would be taken */
+    char *text = cli_text(state, "more/run.json");
+    cJSON *json = cJSON_Parse(text);
+    assert_string_equal(origin(json, "batch"), "checkpoint");
+    assert_string_equal(origin(json, "steps"), "user");
+    cJSON_Delete(json);
+    free(text);
+    free(cli_good(cli_run(state, "--resume", "@more", "--steps", "6", "--preset", "tiny")));
+    cli_refused(cli_run(state, "--resume", "@more", "--steps", "7", "--preset", "paper"),
+                "last.safetensors: |with --preset tiny|leave out --preset paper|--init");
 }
 
 /* Evaluated every step: the five with the lowest held-out loss stay, and the last. */

@@ -33,8 +33,7 @@ typedef struct Layer {
     Tensor tensor[6];
 } Layer;
 
-static void linear_make(Ctx *c, Linear *w, Tensor tensor[2], uint32_t stream, int64_t out,
-                        int64_t in) {
+void bench_linear(Ctx *c, Linear *w, Tensor tensor[2], uint32_t stream, int64_t out, int64_t in) {
     tensor[0] = (Tensor){.dtype = c->dtype, .ndim = 2, .shape = {out, in}};
     tensor[1] = (Tensor){.dtype = c->dtype, .ndim = 1, .shape = {out}};
     const float scale = 1 / sqrtf((float)in);
@@ -49,9 +48,9 @@ static void linear_make(Ctx *c, Linear *w, Tensor tensor[2], uint32_t stream, in
 }
 
 static void layer_make(Ctx *c, Layer *l) {
-    linear_make(c, &l->input, l->tensor, 0, C, FEATURES);
-    linear_make(c, &l->qkv, l->tensor + 2, 2, 3 * C, C);
-    linear_make(c, &l->out, l->tensor + 4, 4, C, C);
+    bench_linear(c, &l->input, l->tensor, 0, C, FEATURES);
+    bench_linear(c, &l->qkv, l->tensor + 2, 2, 3 * C, C);
+    bench_linear(c, &l->out, l->tensor + 4, 4, C, C);
 }
 
 static void layer_free(Ctx *c, Layer *l) {
@@ -82,7 +81,7 @@ static Tensor *layer_forward(Ctx *c, const Layer *l, Input *in, const Mask *mask
     ctx_step_begin(c);
     Tensor *x = op_linear(c, &in->x, &l->input);                       /* (1, N, C)  */
     x = op_linear(c, x, &l->qkv);                                      /* (1, N, 3C) */
-    x = op_attention_packed(c, x, 1, mask, 1 / sqrtf((float)C));       /* (1, N, C)  */
+    x = op_attention_packed(c, x, 1, mask, NULL, 1 / sqrtf((float)C)); /* (1, N, C)  */
     return op_segment_mean(c, op_linear(c, x, &l->out), &in->offsets); /* (1, M, C)  */
 }
 
@@ -158,7 +157,7 @@ static double measure(Ctx *c, const Bench *o, const Layer *l, const Batch *b, In
     for (int r = -1; r < o->repeats; r++) {
         for (int i = 0; i < n; i++) {
             Tensor *y;
-            c->attn = row[i].backend;
+            row_take(c, &row[i]);
             const double s = layer_time(c, l, in, row[i].mask, &y);
             row[i].max_error = bench_worse(row[i].max_error,
                                            difference(ctx_read_f32(c, y), expected, b->doms * C));
@@ -182,16 +181,16 @@ static void report(const Bench *o, const Ctx *c, const Batch *b, Row *row, int n
         "threads %d  roof %.0f GFLOP/s\n",
         b->events, b->pulses, b->doms, b->most, C, dtype_name(c->dtype), c->dev->name, c->n_threads,
         rate);
-    printf("backend     layer ms  of roof  attention ms  of layer  max error  mask\n");
+    printf("backend        layer ms  of roof  attention ms  of layer  max error  mask\n");
     for (int i = 0; i < n; i++) {
         const double s = median(row[i].forward_s, o->repeats),
                      attention = median(row[i].attention_s, o->repeats);
-        printf("%-10s  %8.3f  %6.1f%%  %12.3f  %7.1f%%  %9.1e  %s\n", row[i].backend->name, 1e3 * s,
+        printf("%-13s  %8.3f  %6.1f%%  %12.3f  %7.1f%%  %9.1e  %s\n", row_name(&row[i]), 1e3 * s,
                100 * gflop / s / rate, 1e3 * attention, 100 * attention / s, row[i].max_error,
                row[i].mask->text);
         cJSON *j = cJSON_CreateObject();
         cJSON_AddItemToArray(all, j);
-        cJSON_AddStringToObject(j, "backend", row[i].backend->name);
+        cJSON_AddStringToObject(j, "backend", row_name(&row[i]));
         cJSON_AddStringToObject(j, "dtype", dtype_name(c->dtype));
         bench_number(j, "batch", b->events);
         bench_number(j, "pulses", b->pulses);
@@ -242,10 +241,12 @@ int layer_bench(const Bench *o, Err *e) {
     Mask named, written;
     Ctx c;
     Layer l;
-    if (mask_init_documents(&named, o->mask ? o->mask : "document", o->score, 1, e) ||
-        mask_init_documents(&written, o->mask ? o->mask : "doc[q] == doc[k]", o->score, 1, e) ||
+    if (mask_init_documents(&named, o->mask ? o->mask : "document", o->score, "", 1, e) ||
+        mask_init_documents(&written, o->mask ? o->mask : "doc[q] == doc[k]", o->score, "", 1, e) ||
         bench_context(o, &c, e))
         return -1;
+    mask_set_build(&written, o->cache, NULL);
+    mask_set_build(&named, o->cache, NULL);
     c.recording = false;
     layer_make(&c, &l);
     cJSON *all = cJSON_CreateArray();

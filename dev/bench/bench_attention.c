@@ -1,9 +1,9 @@
 /* What each attention backend costs at a model's shape, in turns in one run, beside the matrix
  * product's roof measured in the same turns.
  *
- *   ./bench_attention [--case wm|tiny|toy-wm|sample|icecube] [--batch N] [--attn NAME]
+ *   ./bench_attention [--case wm|tiny|toy-wm|sample|icecube|wm-layer] [--batch N] [--attn NAME]
  *                     [--mask M] [--score S] [--device NAME] [--dtype NAME] [--threads N]
- *                     [--repeats N] [--json FILE]
+ *                     [--repeats N] [--portable] [--cache FOLDER] [--json FILE]
  *
  * The flex backends get the mask as an expression where none is given, since that is what they are
  * for; the others get its name. Work is counted by visible pairs: 4 D flops a pair forward, 10 D
@@ -12,7 +12,13 @@
  * difference of out, dq, dk and dv from the plain loops in float64, on the first head, over the
  * largest entry of each.
  *
- * --case icecube is a whole layer, forward, on batches of documents: see attention_layer.c. */
+ * prepare ms: the host's, before the first call: compiling the expressions, or reading what
+ * --cache has of them. plan us, on a GPU: what the first call with a mask costs more than the next,
+ * the median over masks of one expression whose array differs. --portable adds sdpa by the kernels
+ * that every GPU runs, where there are faster ones for this one.
+ *
+ * --case icecube is a whole layer, forward, on batches of documents: see attention_layer.c;
+ * --case wm-layer one of the world model: attention_wm_layer.c. */
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
@@ -163,6 +169,42 @@ double bench_roof(Ctx *c, float *gemm) {
     return 2e-9 * ROOF_N * ROOF_N * ROOF_N / best;
 }
 
+/* What the first forward with a mask costs more than the second: its plan. Each mask has the same
+ * expression, or name, and other frames; the first ones warm up, until the context throws out old
+ * ones. On a GPU, whose clock sees what the host hides; elsewhere 0 is left. */
+static int measure_plan(const Bench *o, Ctx *c, AttnArgs *a, const Case *s, Row *row, Err *e) {
+    enum { WARM = 9, MASKS = 21 };
+    double extra[MASKS];
+    const bool flex = !strncmp(row->backend->name, "flex", 4);
+    const Mask *usual = row->mask;
+    if (!c->dev->queue || o->mask || row->portable) return 0;
+    row_take(c, row);
+    for (int i = 0; i < MASKS; i++) {
+        double first = 0, again = 0;
+        Mask m;
+        if (mask_init(&m, flex ? "frame[q] >= frame[k]" : "frame-causal", o->score, "", s->keys,
+                      s->frame + 1 + i, s->batch, s->heads, e))
+            return -1;
+        mask_set_build(&m, o->cache, NULL);
+        a->mask = &m;
+        if (row->backend->prepare(c, a, e)) return -1;
+        a->mask = usual;
+        attn_run(c, a, false);
+        attn_run(c, a, false);
+        a->mask = &m;
+        ctx_lap(c, CLOCK_PHASE, NULL);
+        attn_run(c, a, false);
+        ctx_lap(c, CLOCK_PHASE, &first);
+        attn_run(c, a, false);
+        ctx_lap(c, CLOCK_PHASE, &again);
+        ctx_wait(c, ctx_mark(c));
+        extra[i] = first - again;
+        mask_free(&m);
+    }
+    row->plan_s = median(extra + WARM, MASKS - WARM);
+    return 0;
+}
+
 /* The turns: each backend once, forward and backward, then the roof, whose GFLOP/s are returned.
  * The first turn warms up. */
 static double measure(Ctx *c, AttnArgs *a, Row *row, int n, int repeats) {
@@ -171,7 +213,7 @@ static double measure(Ctx *c, AttnArgs *a, Row *row, int n, int repeats) {
     for (int r = -1; r < repeats; r++) {
         for (int i = 0; i < n; i++) {
             double forward_s = 0, backward_s = 0;
-            c->attn = row[i].backend;
+            row_take(c, &row[i]);
             a->mask = row[i].mask;
             if (c->dev->queue) attn_run(c, a, false); /* busy while the host starts the rest */
             ctx_lap(c, CLOCK_PHASE, NULL);
@@ -199,25 +241,29 @@ static int report(const Bench *o, const Ctx *c, const AttnArgs *a, Row *row, int
     printf("%s  B %d  H %d  Tq %d  Tk %d  D %d  %s  %s  threads %d  roof %.0f GFLOP/s\n", o->name,
            a->B, a->H, a->Tq, a->Tk, a->D, dtype_name(a->dtype), c->dev->name, c->n_threads, rate);
     printf(
-        "backend     forward ms  TFLOP/s  of roof  backward ms  TFLOP/s  of roof  sum ms  "
-        "max error  mask\n");
+        "backend        forward ms  TFLOP/s  of roof  backward ms  TFLOP/s  of roof  sum ms  "
+        "max error  prepare ms  plan us  mask\n");
     for (int i = 0; i < n; i++) {
         const double visible = mask_visible(row[i].mask, a->Tq, a->Tk, a->offset) * a->B * a->H;
         const double forward = median(row[i].forward_s, o->repeats),
                      backward = median(row[i].backward_s, o->repeats),
                      forward_gflop = 4e-9 * visible * a->D, backward_gflop = 2.5 * forward_gflop;
-        printf("%-10s  %10.3f  %7.2f  %6.1f%%  %11.3f  %7.2f  %6.1f%%  %6.2f  %9.1e  %s\n",
-               row[i].backend->name, 1e3 * forward, 1e-3 * forward_gflop / forward,
-               100 * forward_gflop / forward / rate, 1e3 * backward,
-               1e-3 * backward_gflop / backward, 100 * backward_gflop / backward / rate,
-               1e3 * (forward + backward), row[i].max_error, row[i].mask->text);
+        printf(
+            "%-13s  %10.3f  %7.2f  %6.1f%%  %11.3f  %7.2f  %6.1f%%  %6.2f  %9.1e  %10.1f  %7.1f  "
+            "%s\n",
+            row_name(&row[i]), 1e3 * forward, 1e-3 * forward_gflop / forward,
+            100 * forward_gflop / forward / rate, 1e3 * backward, 1e-3 * backward_gflop / backward,
+            100 * backward_gflop / backward / rate, 1e3 * (forward + backward), row[i].max_error,
+            1e3 * row[i].prepare_s, 1e6 * row[i].plan_s, row[i].mask->text);
         cJSON *j = cJSON_CreateObject();
         cJSON_AddItemToArray(all, j);
-        cJSON_AddStringToObject(j, "backend", row[i].backend->name);
+        cJSON_AddStringToObject(j, "backend", row_name(&row[i]));
         cJSON_AddStringToObject(j, "dtype", dtype_name(a->dtype));
         bench_number(j, "forward_ms", 1e3 * forward);
         bench_number(j, "backward_ms", 1e3 * backward);
         bench_number(j, "max_error", row[i].max_error);
+        bench_number(j, "prepare_ms", 1e3 * row[i].prepare_s);
+        bench_number(j, "plan_us", 1e6 * row[i].plan_s);
         cJSON_AddStringToObject(j, "case", o->name);
         cJSON_AddStringToObject(j, "mask", row[i].mask->text);
         cJSON_AddStringToObject(j, "device", c->dev->name);
@@ -250,18 +296,24 @@ int bench_rows(const Bench *o, Ctx *c, AttnArgs *a, const Mask *named, const Mas
         a->mask = !strncmp(b->name, "flex", 4) ? written : named;
         const char *reason = b->supports(c, a);
         if (reason && strcmp(o->attn, "all")) return attn_choose(c, b->name, a, e);
-        if (reason)
+        if (reason) {
             printf("%s is left out: %s\n", b->name, reason);
-        else if (b->prepare(c, a, e))
-            return -1;
-        else
-            row[n].backend = b, row[n++].mask = a->mask;
+            continue;
+        }
+        const double t0 = now_s();
+        if (b->prepare(c, a, e)) return -1;
+        row[n++] = (Row){.backend = b, .mask = a->mask, .prepare_s = now_s() - t0};
+        if (o->portable && !strcmp(b->name, "sdpa") && n < MAX_BACKENDS)
+            row[n++] = (Row){.backend = b, .mask = a->mask, .portable = true};
     }
     return n;
 }
 
 int bench_context(const Bench *o, Ctx *c, Err *e) {
     if (ctx_init(c, o->device, o->threads, 1, false, e)) return -1;
+    if (o->portable && !c->dev->queue)
+        return err_set(e,
+                       "--portable: a CPU's kernels are chosen as a device: --device cpu-portable");
     if (!strcmp(o->dtype, "auto"))
         return ctx_set_dtype(c, c->dev->has_bf16 ? "bf16" : "float32", e);
     return ctx_set_dtype(c, o->dtype, e);
@@ -269,6 +321,7 @@ int bench_context(const Bench *o, Ctx *c, Err *e) {
 
 static int bench(const Bench *o, Err *e) {
     if (!strcmp(o->name, "icecube")) return layer_bench(o, e);
+    if (!strcmp(o->name, "wm-layer")) return wm_layer_bench(o, e);
     Case s = cases[0];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         if (!strcmp(o->name, cases[i].name)) s = cases[i];
@@ -277,18 +330,21 @@ static int bench(const Bench *o, Err *e) {
     snprintf(expression, sizeof expression, "q >= k || q / %d == k / %d", s.frame, s.frame);
     Mask named, written;
     Ctx c;
-    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, s.keys, s.frame, s.batch,
-                  s.heads, e) ||
-        mask_init(&written, o->mask ? o->mask : expression, o->score, s.keys, s.frame, s.batch,
+    if (mask_init(&named, o->mask ? o->mask : "frame-causal", o->score, "", s.keys, s.frame,
+                  s.batch, s.heads, e) ||
+        mask_init(&written, o->mask ? o->mask : expression, o->score, "", s.keys, s.frame, s.batch,
                   s.heads, e) ||
         bench_context(o, &c, e))
         return -1;
+    mask_set_build(&written, o->cache, NULL);
+    mask_set_build(&named, o->cache, NULL);
     Tensors t;
     AttnArgs a = arguments(&c, &s, &t);
     Row *row = calloc(MAX_BACKENDS, sizeof *row);
     CHECK(row, "no memory for the results");
     a.mask = &named;
     int n = bench_rows(o, &c, &a, &named, &written, row, e), status = n < 0 ? -1 : 0;
+    for (int i = 0; i < n && !status; i++) status = measure_plan(o, &c, &a, &s, &row[i], e);
     if (!status) {
         const double rate = measure(&c, &a, row, n, o->repeats);
         a.mask = &named;
@@ -315,7 +371,8 @@ int main(int argc, char **argv) {
     if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")) threads_wait_asleep(argv);
     Bench o = {0};
     const Option table[] = {
-        {"case", OPT_STRING, &o.name, "wm", 0, 0, "the shape", "wm|tiny|toy-wm|sample|icecube"},
+        {"case", OPT_STRING, &o.name, "wm", 0, 0, "the shape",
+         "wm|tiny|toy-wm|sample|icecube|wm-layer"},
         {"batch", OPT_INT, &o.batch, "0", 0, 4096,
          "batch; 0: the case's own (icecube: 4, 8 and 16)", NULL},
         {"attn", OPT_STRING, &o.attn, "all", 0, 0, "one backend, or all", NULL},
@@ -330,6 +387,9 @@ int main(int argc, char **argv) {
         {"dtype", OPT_STRING, &o.dtype, "auto", 0, 0, "auto: bf16 with cuda, else float32",
          "auto|float32|bf16"},
         {"threads", OPT_INT, &o.threads, "0", 0, 1024, "threads; 0: one a processor", NULL},
+        {"portable", OPT_FLAG, &o.portable, "off", 0, 0,
+         "sdpa also by the kernels that every GPU runs", NULL},
+        {"cache", OPT_STRING, &o.cache, NULL, 0, 0, "folder for compiled expressions", NULL},
         {"repeats", OPT_INT, &o.repeats, "15", 1, MAX_REPEATS, "turns; medians count", NULL},
         {"json", OPT_STRING, &o.json, NULL, 0, 0, "file for the results", NULL},
     };

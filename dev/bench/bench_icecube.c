@@ -225,8 +225,8 @@ static int run_open(Run *r, const Bench *o, bool dry, Err *e) {
     IceConfig g = ice_config_default();
     g.dropout = o->dropout;
     r->optim = optim_default();
-    if (mask_init_documents(&r->dom_mask, "document", "", g.n_heads, e) ||
-        mask_init_documents(&r->event_mask, "document", "", g.n_heads, e) ||
+    if (mask_init_documents(&r->dom_mask, "document", "", "", g.n_heads, e) ||
+        mask_init_documents(&r->event_mask, "document", "", "", g.n_heads, e) ||
         ctx_init(&r->c, o->device, o->threads, 1, dry, e))
         return -1;
     const char *best = r->c.dev->has_bf16 ? "bf16" : "float32";

@@ -3,17 +3,19 @@
     make bench-peer PYTHON=VENV/bin/python
     python dev/bench/peer_attention.py [--device cuda] [--batch 1] [--threads 2] [--rounds 3]
                                        [--repeats 7] [--only TEXT] [--ours ./bench_attention]
-                                       [--seconds N] [--json FILE]
+                                       [--layer] [--seconds N] [--json FILE]
 
 A round runs ./bench_attention, then each of PyTorch's ways; the figures are medians over rounds of
 medians over repeats. Float32 (cuda: bf16, batch 32, each of SDPA's backends), frame-causal mask;
-`is_causal` is another, cheaper mask, beside it.
+`is_causal` is another, cheaper mask, beside it. --layer: the model's whole attention layer, with
+projections, norms of q and k, and rotation, forward; PyTorch's compiled as one.
 """
 import argparse
 import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import peer
 
@@ -83,21 +85,35 @@ def torch_ways(torch, tokens, frame):
     }
 
 
-def time_torch(torch, way, inputs, repeats):
+def layer_ways(torch, o, ways):
+    """The layer of dev/ref's model with those of the ways that a trainer would take, compiled."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ref"))
+    from wm_model import DEFAULTS, Attention, Rope
+    layer, rope = Attention(DEFAULTS).to(peer.dtype_of(torch, o.device)), Rope(DEFAULTS)
+
+    def compiled(way):  # rotation is in float32 and makes q and k wider
+        return torch.compile(lambda x: layer(
+            x, rope, lambda q, k, v, _: way(q.to(v.dtype), k.to(v.dtype), v)))
+
+    names = ("torch sdpa, mask", "torch vanilla, compiled", "torch flex, block mask")
+    return {n: compiled(ways[n]) for n in names if n in ways}
+
+
+def time_torch(torch, way, inputs, repeats, backward):
     """Forward without gradients, then forward and backward; and why not, where it cannot."""
-    q, k, v = inputs
     result = {"forward_ms": None, "forward_backward_ms": None}
 
     def forward():
         with torch.no_grad():
-            way(q.detach(), k.detach(), v.detach())
+            way(*(x.detach() for x in inputs))
 
     def both():
-        way(q, k, v).backward(gradient)
-        q.grad = k.grad = v.grad = None
+        way(*inputs).backward(gradient)
+        for x in inputs:
+            x.grad = None
 
-    gradient = torch.randn_like(q)
-    for name, f in (("forward_ms", forward), ("forward_backward_ms", both)):
+    gradient = torch.randn_like(inputs[0])
+    for name, f in (("forward_ms", forward), ("forward_backward_ms", both))[:1 + backward]:
         try:
             result[name] = peer.median(peer.times_ms(f, repeats))
         except Exception as e:  # what PyTorch cannot do is a result too
@@ -108,12 +124,15 @@ def time_torch(torch, way, inputs, repeats):
 def time_ours(o, case):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "bench.json")
-        peer.child([o.ours, "--case", "wm", "--batch", str(case["batch"]), "--device", o.device,
-                    "--threads", str(o.threads), "--repeats", str(o.repeats), "--json", path])
+        peer.child([o.ours, "--case", "wm-layer" if o.layer else "wm", "--batch",
+                    str(case["batch"]), "--device", o.device, "--threads", str(o.threads),
+                    "--repeats", str(o.repeats), "--cache", "build/bench/flex", "--json", path]
+                   + ["--portable"] * (o.device == "cuda"))
         with open(path) as f:
             rows = json.load(f)
     return {row["backend"]: {"forward_ms": row["forward_ms"],
-                             "forward_backward_ms": row["forward_ms"] + row["backward_ms"]}
+                             "forward_backward_ms": row["forward_ms"] + row["backward_ms"]
+                             if "backward_ms" in row else None}
             for row in rows if row.get("forward_ms") is not None}
 
 
@@ -143,9 +162,11 @@ def report(torch, o, case, rows):
     frames = case["tokens"] // case["frame"]
     pairs = case["frame"] ** 2 * frames * (frames + 1) / 2 * case["heads"] * case["batch"]
     work = 4e-9 * pairs * case["head"]  # TFLOP of the visible pairs, over ms
+    if o.layer:  # and of the projections
+        work += 8e-9 * case["batch"] * case["tokens"] * (case["heads"] * case["head"]) ** 2
     print(f"PyTorch {torch.__version__}, {o.device}, {rows[0]['dtype']}, {o.threads} threads, "
-          f"B {case['batch']}, H 6, T 1950, D 64, frame-causal; medians of {o.rounds} rounds in "
-          "turns; TFLOP/s by pairs that frame-causal shows")
+          f"B {case['batch']}, H 6, T 1950, D 64, frame-causal{', the whole layer' * o.layer}; "
+          f"medians of {o.rounds} rounds in turns; TFLOP/s by pairs that frame-causal shows")
     peer.table(["backend", "forward ms", "TFLOP/s", "forward + backward ms", "TFLOP/s",
                 "times faster than", "forward", "both"],
                [[r["backend"], r["forward_ms"], r["forward_ms"] and work / r["forward_ms"],
@@ -166,6 +187,7 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--repeats", type=int, default=7)
     p.add_argument("--only", default="", help="PyTorch's ways that contain this text")
+    p.add_argument("--layer", action="store_true", help="with projections, norms and rotation")
     p.add_argument("--ours", default="./bench_attention", help="'' leaves ours out")
     peer.add_device(p)
     p.add_argument("--json")
@@ -182,6 +204,10 @@ def main():
     q, k = (norm(torch.randn(shape), (case["head"],)).to(dtype).requires_grad_() for _ in "qk")
     v = torch.randn(shape).to(dtype).requires_grad_()
     ways = torch_ways(torch, case["tokens"], case["frame"])
+    inputs = (q, k, v)
+    if o.layer:
+        ways = layer_ways(torch, o, ways)
+        inputs = (torch.randn(shape[0], shape[2], shape[1] * shape[3]).to(dtype),)
     ways = {n: w for n, w in ways.items() if o.only in n}
     rounds = {}
     for i in range(o.rounds):
@@ -191,7 +217,8 @@ def main():
                 rounds.setdefault(name, []).append(r)
         for name, way in ways.items():
             if clock.allows(name):
-                rounds.setdefault(name, []).append(time_torch(torch, way, (q, k, v), o.repeats))
+                rounds.setdefault(name, []).append(
+                    time_torch(torch, way, inputs, o.repeats, not o.layer))
     rows = merge(rounds, {"dtype": str(dtype).removeprefix("torch."), **case,
                           "device": o.device, "threads": o.threads})
     report(torch, o, case, rows)

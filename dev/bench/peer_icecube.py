@@ -303,7 +303,7 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--repeats", type=int, default=7)
     p.add_argument("--events", type=int, help="of the training step: 64; cuda: 128")
-    p.add_argument("--attn", help="ours, in training: sdpa,flex,padded; cuda: sdpa,padded")
+    p.add_argument("--attn", default="sdpa,flex,padded", help="ours, in training")
     p.add_argument("--only", default="", help="PyTorch's ways that contain this text")
     p.add_argument("--no-ours", dest="ours", action="store_false", help="PyTorch alone")
     peer.add_device(p)
@@ -312,7 +312,6 @@ def main():
     peer.keep_freed_memory()
     cuda = o.device == "cuda"
     o.events = o.events or (128 if cuda else 64)
-    o.attn = o.attn or ("sdpa,padded" if cuda else "sdpa,flex,padded")
     torch, clock = peer.need_torch(o.device), peer.Clock(o.seconds)
     dtype = peer.dtype_of(torch, o.device)
     torch.set_num_threads(o.threads)

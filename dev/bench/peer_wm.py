@@ -115,7 +115,7 @@ def main():
     p.add_argument("--rounds", type=int, default=2)
     p.add_argument("--preset", default="paper", choices=PRESETS)
     p.add_argument("--torch", help="sdpa+compile,sdpa,vanilla; cuda: sdpa+compile,flex+compile")
-    p.add_argument("--attn", help="sdpa,flex,vanilla; cuda: sdpa")
+    p.add_argument("--attn", help="sdpa,flex,vanilla; cuda: sdpa,flex")
     peer.add_device(p)
     p.add_argument("--worker", help=argparse.SUPPRESS)
     p.add_argument("--json")
@@ -123,7 +123,7 @@ def main():
     cuda = o.device == "cuda"
     o.batch = o.batch or (32 if cuda else 1)
     o.torch = o.torch or ("sdpa+compile,flex+compile" if cuda else "sdpa+compile,sdpa,vanilla")
-    o.attn = o.attn or ("sdpa" if cuda else "sdpa,flex,vanilla")
+    o.attn = o.attn or ("sdpa,flex" if cuda else "sdpa,flex,vanilla")
     if o.worker:
         return worker(o)
     peer.need_torch(o.device)

@@ -88,16 +88,18 @@ static void check_after_write(const Access *a, const Cell *c) {
         emu_fail_race(a, c, -1);
 }
 
-static void note_read(const Access *a, Cell *c, unsigned bytes) {
+/* scope: with which phase the block or launch began that the cell's space belongs to; what is older
+ * counts no more. */
+static void note_read(const Access *a, Cell *c, unsigned bytes, uint32_t scope) {
     const int self = emu_now.thread;
-    cell_check_written(a, c, bytes);
-    if (c->write_bytes & bytes) check_after_write(a, c);
+    cell_check_written(a, c, bytes, scope);
+    if (c->write_bytes & bytes && c->write_phase >= scope) check_after_write(a, c);
     if (c->read_phase == emu_now.phase && c->readers == WARPS && c->read_bytes == bytes) return;
-    if (c->read_phase && c->read_bytes & bytes) {
+    if (c->read_phase >= scope && c->read_bytes & bytes) {
         bytes &= c->read_bytes;
         if (c->read_phase < emu_now.block) c->other_block_read = 1;
         if (c->read_phase != emu_now.phase) {
-            emu_readers_drop(c);
+            if (emu_clocks_on) emu_readers_drop(c);
             c->readers = ONE;
         } else if (emu_clocks_on) {
             if (emu_readers_join(c, bytes)) return;
@@ -110,7 +112,7 @@ static void note_read(const Access *a, Cell *c, unsigned bytes) {
         else if (c->readers == LANES && emu_ordered(c->reader, c->read_stamp, true))
             c->readers = ONE;
     } else {
-        emu_readers_drop(c);
+        if (emu_clocks_on) emu_readers_drop(c);
         c->readers = ONE;
         c->other_block_read = 0;
     }
@@ -121,22 +123,33 @@ static void note_read(const Access *a, Cell *c, unsigned bytes) {
     c->read_pc = cell_pc(a->pc);
 }
 
-static void note_write(const Access *a, Cell *c, unsigned bytes) {
+/* One of those that have read the cell in this phase and that nothing orders before the running
+ * thread; -1: there is none. */
+static inline int racing_reader(const Cell *c) {
+    if (emu_clocks_on) return emu_racing_reader(c);
+    const bool races = c->readers == WARPS ||
+                       (c->readers == LANES && !emu_ordered(c->reader, c->read_stamp, true)) ||
+                       (c->readers == ONE && c->reader != emu_now.thread &&
+                        !emu_ordered(c->reader, c->read_stamp, false));
+    return races ? c->reader : -1;
+}
+
+static void note_write(const Access *a, Cell *c, unsigned bytes, uint32_t scope) {
     const int self = emu_now.thread;
-    if (a->atomic) cell_check_written(a, c, bytes);
-    if (c->write_phase && c->write_bytes & bytes) check_after_write(a, c);
-    if (c->read_phase && c->read_bytes & bytes) {
-        const bool now = c->read_phase == emu_now.phase;
-        const int racing = now ? emu_racing_reader(c) : -1;
+    const bool fresh = c->write_phase < scope;
+    if (a->atomic) cell_check_written(a, c, bytes, scope);
+    if (!fresh && c->write_bytes & bytes) check_after_write(a, c);
+    if (c->read_phase >= scope && c->read_bytes & bytes) {
+        const int racing = c->read_phase == emu_now.phase ? racing_reader(c) : -1;
         if (c->other_block_read || c->read_phase < emu_now.block || racing >= 0)
             emu_fail_race(a, c, racing >= 0 ? racing : c->reader);
-        emu_readers_drop(c);
+        if (emu_clocks_on) emu_readers_drop(c);
         c->read_phase = 0;
     }
     if (emu_clocks_on && a->space == SHARED) emu_check_engines(a, c);
     c->write_phase = emu_now.phase;
     c->write_bytes = bytes & 15;
-    c->written = (c->written | bytes) & 15;
+    c->written = ((fresh ? 0 : c->written) | bytes) & 15;
     c->writer = (uint16_t)self;
     c->write_stamp = emu_syncs[self / EMU_LANES];
     c->write_pc = cell_pc(a->pc);
@@ -151,14 +164,13 @@ static inline void note(const Access *a, Cell *cells, uintptr_t begin, size_t by
     const uintptr_t end = begin + bytes;
     for (uintptr_t w = begin / 4; w * 4 < end; w++) {
         Cell *c = &cells[w];
-        cell_refresh(c, scope);
         unsigned mask = 15;
         if (w * 4 < begin) mask &= 15u << (begin - w * 4);
         if (w * 4 + 4 > end) mask &= 15u >> (w * 4 + 4 - end);
         if (a->write)
-            note_write(a, c, mask);
+            note_write(a, c, mask, scope);
         else
-            note_read(a, c, mask);
+            note_read(a, c, mask, scope);
     }
 }
 
@@ -197,7 +209,6 @@ static inline __attribute__((always_inline)) void check_access(const void *p, si
     const uintptr_t at = (uintptr_t)p, in_shared = at - (uintptr_t)emu_now.shared,
                     in_region = at - (uintptr_t)emu_region;
     if (at - own.low < own.bytes) return;
-    a.at = p;
     if (in_shared < emu_now.shared_bytes && bytes <= emu_now.shared_bytes - in_shared) {
         a.space = SHARED;
         note(&a, emu_cells[SHARED], in_shared, bytes);

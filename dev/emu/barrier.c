@@ -69,7 +69,10 @@ void emu_barrier_init(void *p, int count) {
                            .made_stamp = emu_syncs[emu_now.thread / EMU_LANES]};
     emu_clock_forget(emu_clock_arriving(i));
     emu_clock_forget(emu_clock_ended(i));
-    for (int t = 0; t < emu_block_threads(); t++) seen[i][t].phase = NEVER;
+    for (int t = 0; t < emu_block_threads(); t++) {
+        seen[i][t].phase = NEVER;
+        seen[i][t].arrivals = arrivals[t / EMU_WARPGROUP];
+    }
 }
 
 void emu_barrier_fence_init(void) {

@@ -55,7 +55,7 @@ void emu_fail_copying(const Access *a, const Cell *c) {
     char where[128], who[96];
     const char *const verb = a->write ? "writes" : "reads", *const at = emu_code_name(a->pc);
     place(a, c, where);
-    if (a->space != DEVICE && emu_is_barrier(a->at))
+    if (a->space == SHARED && emu_is_barrier(emu_now.shared + 4 * (c - emu_cells[SHARED])))
         emu_fail("%s %s (%s), which is a Barrier", verb, where, at);
     emu_fail(
         "%s %s (%s) while an asynchronous copy that %s began (%s) is under way: it was not "
@@ -119,8 +119,7 @@ int emu_racing_reader(const Cell *c) {
                 return t;
         return -1;
     }
-    if (emu_clocks_on) return -1;
-    return c->readers == LANES && emu_ordered(c->reader, c->read_stamp, true) ? -1 : c->reader;
+    return -1; /* noted before there were clocks, or where there was no more room */
 }
 
 /* ---- products and copies ---- */
@@ -149,8 +148,7 @@ void emu_check_engines(const Access *a, const Cell *c) {
 /* A read of shared memory for who has this clock. */
 static void check_async_read(const Access *a, Cell *c, const uint32_t *clock) {
     char where[128], who[96];
-    cell_refresh(c, emu_now.block);
-    cell_check_written(a, c, 15);
+    cell_check_written(a, c, 15, emu_now.block);
     if (c->copying) emu_fail_copying(a, c);
     if (c->write_phase == emu_now.phase && c->writer != emu_now.thread &&
         !emu_clock_knows(clock, c->writer, c->write_stamp))
@@ -165,7 +163,7 @@ static void check_async_read(const Access *a, Cell *c, const uint32_t *clock) {
 
 void emu_product_reads(const void *p, size_t bytes, const uint32_t *clock, int warpgroup,
                        uint32_t group, const void *pc) {
-    const Access a = {.pc = pc, .at = p, .space = SHARED};
+    const Access a = {.pc = pc, .space = SHARED};
     Cell *c = emu_cells_at(p);
     last_group = last_group > first_group + group + 1 ? last_group : first_group + group + 1;
     for (size_t i = 0; i < cells_of(bytes); i++) {
@@ -175,7 +173,7 @@ void emu_product_reads(const void *p, size_t bytes, const uint32_t *clock, int w
 }
 
 void emu_send_starts(const void *p, size_t bytes, const void *pc) {
-    const Access a = {.pc = pc, .at = p, .space = SHARED};
+    const Access a = {.pc = pc, .space = SHARED};
     Cell *c = emu_cells_at(p);
     for (size_t i = 0; i < cells_of(bytes); i++) {
         check_async_read(&a, &c[i], emu_clock_of(emu_now.thread));

@@ -13,7 +13,7 @@ static inline size_t cells_of(size_t bytes) { return (bytes + 3) / 4; }
 typedef enum Readers { ONE, LANES, WARPS, SET } Readers;
 
 typedef struct Cell {
-    uint32_t write_phase, read_phase; /* 0: none in this block (shared) or launch (device) */
+    uint32_t write_phase, read_phase; /* 0: none */
     uint32_t write_pc, read_pc;       /* cell_pc */
     uint32_t write_stamp, read_stamp;
     uint16_t writer, reader;                              /* threads of their block, engines; set */
@@ -26,7 +26,7 @@ typedef struct Cell {
 
 typedef enum Space { SHARED, STATIC, DEVICE } Space;
 typedef struct Access {
-    const void *pc, *at; /* at: its first byte */
+    const void *pc;
     Space space;
     bool write, atomic, copying;
 } Access;
@@ -49,21 +49,16 @@ void emu_fail_race(const Access *a, const Cell *c, int who) __attribute__((noret
 void emu_fail_copying(const Access *a, const Cell *c) __attribute__((noreturn));
 void emu_fail_unwritten(const Access *a, const Cell *c) __attribute__((noreturn));
 
-static inline void cell_check_written(const Access *a, const Cell *c, unsigned bytes) {
-    if (a->space != DEVICE && (c->written & bytes) != bytes) emu_fail_unwritten(a, c);
-}
-
-/* Forgets what was before the block or launch that began with phase `scope`. */
-static inline void cell_refresh(Cell *c, uint32_t scope) {
-    if (c->write_phase < scope && c->write_phase)
-        c->write_phase = 0, c->write_bytes = c->written = c->copying = 0;
-    if (c->read_phase < scope && c->read_phase) c->read_phase = 0;
+static inline void cell_check_written(const Access *a, const Cell *c, unsigned bytes,
+                                      uint32_t scope) {
+    if (a->space != DEVICE && ((c->written & bytes) != bytes || c->write_phase < scope))
+        emu_fail_unwritten(a, c);
 }
 
 /* Where clocks order threads (clock.h) a cell may have a set of readers that nothing orders.
  * join: adds the running thread, which reads these bytes, to those that read the cell in this
- * phase; false: it takes their place, since they come before it. racing: one of them that the
- * running thread does not know to have read, -1: there is none. drop: forgets the set. */
+ * phase; false: it takes their place, since they come before it. racing: one of them that nothing
+ * orders before the running thread, -1: there is none. drop: forgets the set. */
 bool emu_readers_join(Cell *c, unsigned bytes);
 int emu_racing_reader(const Cell *c);
 void emu_readers_drop(const Cell *c);

@@ -1,5 +1,6 @@
 #include "dev/emu/clock.h"
 
+#include <cuda_runtime.h>
 #include <string.h>
 
 #include "dev/emu/parts.h"
@@ -48,6 +49,9 @@ void emu_clock_forget(uint32_t *clock) { memset(clock, 0, (size_t)length * sizeo
 
 void emu_clocks_begin(void) {
     if (emu_clocks_on) return;
+    int major = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    if (major != 9) emu_fail("an instruction of sm_90a on a device that is no sm_90");
     n = emu_block_threads();
     length = EMU_ENGINES + 2 * n;
     memset(rows, 0, (size_t)n * (size_t)length * sizeof *rows);

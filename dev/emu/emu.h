@@ -83,8 +83,9 @@ unsigned emu_atomic(EmuAtomic op, void *p, unsigned x);
 char *emu_shared_block(void);
 
 /* run(closure) once a thread of the grid. kernel: for its name in sentences. The closure holds the
- * kernel's parameters; threads may read it. */
-void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
+ * kernel's parameters; threads may read it. false: this is the process's launch number
+ * EMU_FAIL_LAUNCH (1, 2, ..), so it fails and nothing has run. */
+bool emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
                     void (*run)(const void *), const void *closure, size_t closure_bytes);
 
 /* Prints "emu: KERNEL, block (x, y, z), thread (x, y, z): " and the sentence, and aborts. */

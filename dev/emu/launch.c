@@ -8,6 +8,7 @@
  * warp's operation waits for exactly the lanes of its mask. */
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "dev/emu/clock.h"
@@ -49,7 +50,8 @@ static struct {
     int n, n_begun, n_exited, n_at_barrier, n_true, result;
     EmuPlace barrier;
     int queue[EMU_MAX_THREADS], head, queued;
-    uint32_t phases; /* so many there were */
+    uint32_t phases;   /* so many there were */
+    uint64_t launches; /* likewise */
 } L;
 static Thread threads[EMU_MAX_THREADS];
 static Warp warps[EMU_MAX_THREADS / EMU_LANES];
@@ -79,6 +81,11 @@ static int queue_pop(void) {
 
 /* ---- what is wrong where nobody can go on ---- */
 
+static bool same_place(EmuPlace a, EmuPlace b) {
+    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) &&
+           (a.op == b.op || !strcmp(a.op, b.op));
+}
+
 const char *emu_what_does(int thread, char *text, size_t size) {
     const Thread *t = &threads[thread];
     if (t->state == EXITED)
@@ -90,13 +97,31 @@ const char *emu_what_does(int thread, char *text, size_t size) {
     return text;
 }
 
+/* One line for neighbours that do the same: who waits for whom is often a circle. */
+static void list_threads(void) {
+    char text[256];
+    for (int first = 0, end; first < L.n; first = end) {
+        const Thread *t = &threads[first], *u;
+        end = first + 1;
+        while (end < L.n && (u = &threads[end])->state == t->state &&
+               (t->state == EXITED ||
+                (t->state == PARKED ? u->pc == t->pc : same_place(u->at, t->at))))
+            end++;
+        fprintf(stderr, "emu: thread %d .. %d %s\n", first, end - 1,
+                emu_what_does(first, text, sizeof text));
+    }
+}
+
 static void explain_stuck(void) {
     char other[256];
     for (int i = 0; i < L.n; i++) {
         const Thread *t = &threads[i];
         if (t->state != AT_WARP && t->state != PARKED) continue;
         emu_now.thread = i;
-        if (t->state == PARKED) t->stuck();
+        if (t->state == PARKED) {
+            list_threads();
+            t->stuck();
+        }
         for (int lane = 0; lane < EMU_LANES; lane++) {
             const int j = i / EMU_LANES * EMU_LANES + lane;
             if (!(t->mask >> lane & 1u)) continue;
@@ -109,8 +134,7 @@ static void explain_stuck(void) {
                          emu_what_does(j, other, sizeof other));
         }
     }
-    emu_fail("nobody can go on; others of the block wait at %s (%s:%d)", L.barrier.op,
-             L.barrier.file, L.barrier.line);
+    emu_fail("the emulator lost a thread");
 }
 
 /* Leaves the running thread, which waits or has ended, for the next that can go on. */
@@ -144,11 +168,6 @@ static void barrier_opens(void) {
     if (emu_clocks_on) emu_clocks_sync_block();
     for (int i = 0; i < L.n; i++)
         if (threads[i].state == AT_BARRIER) queue_push(i);
-}
-
-static bool same_place(EmuPlace a, EmuPlace b) {
-    return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)) &&
-           (a.op == b.op || !strcmp(a.op, b.op));
 }
 
 int emu_barrier(bool predicate, EmuPlace at) {
@@ -398,9 +417,20 @@ static void check_limits(uint3 grid, uint3 block, size_t shared) {
                  emu_device()->shared_block, emu_device()->name);
 }
 
-void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
+/* Whether the environment wants this launch to fail. */
+static bool must_fail(void) {
+    const char *which = getenv("EMU_FAIL_LAUNCH");
+    L.launches++;
+    return which && strtoull(which, NULL, 10) == L.launches;
+}
+
+bool emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
                     void (*run)(const void *), const void *closure, size_t closure_bytes) {
     pthread_mutex_lock(&one_launch);
+    if (must_fail()) {
+        pthread_mutex_unlock(&one_launch);
+        return false;
+    }
     L.kernel = kernel;
     check_limits(grid, block, shared);
     L.grid = grid;
@@ -428,4 +458,5 @@ void emu_launch_raw(const void *kernel, uint3 grid, uint3 block, size_t shared,
     emu_shared_end();
     emu_device_close();
     pthread_mutex_unlock(&one_launch);
+    return true;
 }

@@ -145,6 +145,7 @@ static __forceinline__ void wgmma_wait(float (&d)[N][4]) {
     }
 EMU_WGMMA(wgmma_64, 8)
 EMU_WGMMA(wgmma_128, 16)
+EMU_WGMMA(wgmma_192, 24)
 #undef EMU_WGMMA
 
 #endif

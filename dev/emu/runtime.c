@@ -32,6 +32,8 @@ const char *cudaGetErrorString(cudaError_t error) {
             return "no CUDA-capable device is detected";
         case cudaErrorNotReady:
             return "device not ready";
+        case cudaErrorLaunchFailure:
+            return "unspecified launch failure";
     }
     return "unrecognized error code";
 }
@@ -50,6 +52,8 @@ const char *cudaGetErrorName(cudaError_t error) {
             return "cudaErrorNoDevice";
         case cudaErrorNotReady:
             return "cudaErrorNotReady";
+        case cudaErrorLaunchFailure:
+            return "cudaErrorLaunchFailure";
     }
     return "unrecognized error code";
 }

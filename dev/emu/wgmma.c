@@ -18,7 +18,7 @@
 #define VECTORS
 #endif
 
-enum { M = 64, K = 16, MAX_N = 128, MAX_EACH = MAX_N / 8 * 4, LIVE = 8, POISON = 0xff };
+enum { M = 64, K = 16, MAX_N = 192, MAX_EACH = MAX_N / 8 * 4, LIVE = 8, POISON = 0xff };
 
 /* ---- a warpgroup comes together ---- */
 
@@ -88,12 +88,22 @@ static int registers_free(void) {
     return n * start - used;
 }
 
+typedef struct Wish {
+    int n;
+    const char *op;
+    const void *pc;
+} Wish;
+
 static void complete_registers(int group, const void *const *args) {
-    const int n = *(const int *)args[0], had = registers.each[group];
-    for (int t = 1; t < EMU_WARPGROUP; t++)
-        if (*(const int *)args[t] != n)
-            emu_fail("registers of a warpgroup: %d and %d", n, *(const int *)args[t]);
-    if (n < (had ? had : registers_at_start())) registers.each[group] = n;
+    const Wish *wish = args[0];
+    for (int t = 1; t < EMU_WARPGROUP; t++) {
+        const Wish *other = args[t];
+        if (other->n != wish->n)
+            emu_fail("%s (%s): to %d and, in thread %d of the warpgroup, %d registers", wish->op,
+                     emu_code_name(wish->pc), wish->n, t, other->n);
+    }
+    const int had = registers.each[group] ? registers.each[group] : registers_at_start();
+    if (wish->n < had) registers.each[group] = wish->n;
 }
 
 static void explain_registers(void) {
@@ -110,7 +120,8 @@ void emu_registers(int n, bool grow) {
     const int has = registers.each[group] ? registers.each[group] : registers_at_start();
     if (grow ? n < has : n > has)
         emu_fail("%s (%s): to %d registers from %d", op, emu_code_name(PC), n, has);
-    meet(op, &n, complete_registers, PC);
+    const Wish wish = {n, op, PC};
+    meet(op, &wish, complete_registers, PC);
     for (int t = 0; t < emu_block_threads() && !grow; t++)
         if (registers.waits[t]) emu_unpark(t), registers.waits[t] = false;
     while (grow && registers.each[group] < n) {
@@ -292,9 +303,10 @@ void emu_wgmma_fence(float *d, int n) {
     Accumulators *acc = find_under_way(self, d);
     if (acc && acc->group >= own->ended) return; /* they stay with the products */
     if (acc) release(acc, self % EMU_WARPGROUP); /* nobody wanted them */
-    int i = 0;
-    while (i < LIVE && own->fenced[i].d != d) i++;
-    if (i == LIVE) i = own->turn++ % LIVE;
+    int i = 0, unused = own->turn % LIVE;
+    for (; i < LIVE && own->fenced[i].d != d; i++)
+        if (!own->fenced[i].d) unused = i;
+    if (i == LIVE) i = unused, own->turn++;
     own->fenced[i].d = d;
     own->fenced[i].n = n;
     memcpy(own->fenced[i].was, d, (size_t)n * 4 * sizeof *d);
@@ -318,7 +330,7 @@ void emu_wgmma_wait(int pending, float *d, int n) {
 /* ---- a product ---- */
 
 static const char *product_name(const EmuProduct *p) {
-    return p->n == 8 ? "wgmma_64" : "wgmma_128";
+    return p->n == 8 ? "wgmma_64" : p->n == 16 ? "wgmma_128" : "wgmma_192";
 }
 
 static void check_same(const EmuProduct *const *p, int first, const void *pc) {

@@ -37,6 +37,7 @@ static FlashArgs arguments(Ctx *c, const AttnArgs *a, bool dense) {
     f.dense = dense;
     if (dense) f.offsets = NULL;
     if (!p) return f;
+    flex_set_learned(p, a->learned);
     f.env = flex_env(p);
     f.lo = f.hi = NULL; /* the expression says it, and so does its plan */
     if (dense || f.offsets) return f;

@@ -6,6 +6,8 @@
 
 #include "kernels/cpu/flash_tile.h"
 
+#include "kernels/cpu/flash_score.h"
+
 #include "kernels/cpu/flash.h"
 
 #include "kernels/cpu/flash_docs.h"
@@ -43,6 +45,7 @@ FlashArgs ISA_FN(flash_args)(Ctx *c, const AttnArgs *a) {
                        .dq = a->dq,
                        .dk = a->dk,
                        .dv = a->dv,
+                       .dlearned = a->dlearned,
                        .qs = stride(a->qs),
                        .ks = stride(a->ks),
                        .vs = stride(a->vs),

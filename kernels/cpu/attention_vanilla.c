@@ -5,8 +5,11 @@
  *   backward   P from S and the saved log-sum-exp; dV = P' dO, dP = dO V', dS = P (dP - delta),
  *              dQ = scale dS K, dK = scale dS' Q, with delta = rowsum(dO out)
  *
- * Masks by interval and by expression, and score expressions, through the interpreter. */
+ * Masks by interval and by expression, and score expressions, through the interpreter. What those
+ * learn is summed a head at a time, row after row, and the heads in their order: in the same order
+ * whatever the number of threads. */
 #include <omp.h>
+#include <string.h>
 
 #include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/cpu.h"
@@ -15,6 +18,9 @@
 typedef struct Scratch {
     float *s, *dp;          /* (B, H, Tq, ld) scores, later p; d loss / d p, later d loss / d s */
     float *slope;           /* (threads, ld): d score' / d score of one row */
+    float *raw, *grad;      /* (threads, ld) each: scores before the expression; of a capture */
+    int *index;             /* (threads, ld): of a capture */
+    float *sums;            /* (B, H, n_learned): each head's d loss / d learned */
     unsigned char *visible; /* (threads, ld) */
     int64_t ld;             /* a row's length, whole vectors */
     size_t bytes;
@@ -24,12 +30,18 @@ static Scratch scratch(Ctx *c, const AttnArgs *a, bool backward) {
     Scratch w = {.ld = row_length(a->Tk)};
     const size_t matrix = (size_t)a->B * (size_t)a->H * (size_t)a->Tq * (size_t)w.ld;
     const size_t rows = (size_t)c->n_threads * (size_t)w.ld;
+    const size_t learned = backward ? (size_t)a->mask->n_learned : 0, more = learned ? rows : 0;
+    const size_t sums = (size_t)a->B * (size_t)a->H * learned;
     w.s = a->workspace;
-    w.bytes = sizeof(float) * (matrix * (backward ? 2 : 1) + rows) + rows;
+    w.bytes = sizeof(float) * (matrix * (backward ? 2 : 1) + rows + 3 * more + sums) + rows;
     if (!w.s) return w;
     w.dp = w.s + matrix;
     w.slope = backward ? w.dp + matrix : w.dp;
-    w.visible = (unsigned char *)(w.slope + rows);
+    w.raw = w.slope + rows;
+    w.grad = w.raw + more;
+    w.index = (int *)(w.grad + more);
+    w.sums = w.grad + 2 * more;
+    w.visible = (unsigned char *)(w.sums + sums);
     return w;
 }
 
@@ -71,6 +83,7 @@ static const float *of(const void *x, AttnStride s, int b, int h) {
 }
 
 static void scores(Ctx *c, const AttnArgs *a, const Scratch *w) {
+    if (a->mask->flex) flex_set_learned(a->mask->flex, a->learned);
     for (int i = 0; i < a->B * a->H; i++)
         c->dev->gemm(c, false, true, a->Tq, a->Tk, a->D, a->scale,
                      of(a->q, a->qs, i / a->H, i % a->H), a->qs.t,
@@ -94,6 +107,18 @@ static void forward(Ctx *c, const AttnArgs *a) {
                      (float *)a->out + i / a->H * a->os.b + i % a->H * a->os.h, a->os.t);
 }
 
+/* What a row's y = d loss / d score' (0 where hidden) is to the numbers it was made with. */
+static void learn_row(const AttnArgs *a, int64_t row, const float *y, const float *raw, int *index,
+                      float *grad, float *sums) {
+    const int q = a->offset + (int)(row % a->Tq), h = (int)(row / a->Tq % a->H),
+              b = (int)(row / a->Tq / a->H);
+    for (int i = 0; i < flex_captures(a->mask->flex); i++) {
+        flex_eval_capture_row(a->mask->flex, i, raw, b, h, q, 0, a->Tk, index, grad);
+        for (int j = 0; j < a->Tk; j++)
+            if (y[j] != 0) sums[index[j]] += y[j] * grad[j]; /* hidden: grad may be anything */
+    }
+}
+
 /* s becomes p, dp becomes d loss / d s. */
 static void backward_row(const AttnArgs *a, int64_t row, float *s, float *dp, const float *slope,
                          int64_t ld) {
@@ -101,6 +126,29 @@ static void backward_row(const AttnArgs *a, int64_t row, float *s, float *dp, co
     const float *out = of(a->out, a->os, b, h) + q * a->os.t,
                 *dout = of(a->dout, a->os, b, h) + q * a->os.t;
     row_backward(s, dp, slope, ld, ((const float *)a->lse)[row], row_dot(out, dout, a->D));
+}
+
+/* The rows of backward where the expression learns: a thread takes whole heads. */
+static void learn_heads(Ctx *c, const AttnArgs *a, const Scratch *w) {
+    const int64_t n = a->mask->n_learned;
+    memset(w->sums, 0, sizeof(float) * (size_t)(a->B * a->H * n));
+#pragma omp parallel for num_threads(c->n_threads) schedule(dynamic)
+    for (int i = 0; i < a->B * a->H; i++) {
+        const int64_t at = omp_get_thread_num() * w->ld;
+        float *slope = w->slope + at, *raw = w->raw + at;
+        for (int64_t row = (int64_t)i * a->Tq; row < (int64_t)(i + 1) * a->Tq; row++) {
+            float *s = w->s + row * w->ld, *y = w->dp + row * w->ld;
+            memcpy(raw, s, sizeof(float) * (size_t)a->Tk);
+            finish_row(a, row, s, w->ld, slope, w->visible + at);
+            backward_row(a, row, s, y, NULL, w->ld);
+            learn_row(a, row, y, raw, w->index + at, w->grad + at, w->sums + i * n);
+            for (int j = 0; j < a->Tk; j++) y[j] = y[j] == 0 ? 0 : y[j] * slope[j];
+        }
+    }
+    for (int64_t j = 0; j < n; j++) {
+        a->dlearned[j] = 0;
+        for (int i = 0; i < a->B * a->H; i++) a->dlearned[j] += w->sums[i * n + j];
+    }
 }
 
 static void backward(Ctx *c, const AttnArgs *a) {
@@ -112,12 +160,16 @@ static void backward(Ctx *c, const AttnArgs *a) {
         c->dev->gemm(c, false, true, a->Tq, a->Tk, a->D, 1, of(a->dout, a->os, i / a->H, i % a->H),
                      a->os.t, of(a->v, a->vs, i / a->H, i % a->H), a->vs.t, 0, w.dp + i * size,
                      w.ld);
+    if (a->dlearned)
+        learn_heads(c, a, &w);
+    else
 #pragma omp parallel for num_threads(c->n_threads)
-    for (int64_t row = 0; row < (int64_t)a->B * a->H * a->Tq; row++) {
-        float *s = w.s + row * w.ld, *slope = slopes ? w.slope + omp_get_thread_num() * w.ld : NULL;
-        finish_row(a, row, s, w.ld, slope, w.visible + omp_get_thread_num() * w.ld);
-        backward_row(a, row, s, w.dp + row * w.ld, slope, w.ld);
-    }
+        for (int64_t row = 0; row < (int64_t)a->B * a->H * a->Tq; row++) {
+            const int t = omp_get_thread_num();
+            float *s = w.s + row * w.ld, *slope = slopes ? w.slope + t * w.ld : NULL;
+            finish_row(a, row, s, w.ld, slope, w.visible + t * w.ld);
+            backward_row(a, row, s, w.dp + row * w.ld, slope, w.ld);
+        }
     for (int i = 0; i < a->B * a->H; i++) {
         const int b = i / a->H, h = i % a->H;
         const float *p = w.s + i * size, *ds = w.dp + i * size;

@@ -4,7 +4,8 @@
  *
  * One text, two uses. Built with the program it is `sdpa`: masks by intervals. Built at run time,
  * after a prelude that defines FLEX_HAS_MASK, FLEX_HAS_SCORE, flex_mask, flex_score,
- * flex_score_grad and FlexEnv from the user's expressions, it is `flex`.
+ * flex_score_grad and FlexEnv from the user's expressions, it is `flex`. What those learn:
+ * flash_score.h, before this text.
  *
  * The score matrix is cut into tiles. For each, the mask knows: hidden (skipped), full, or partial;
  * only a partial tile asks the mask cell by cell. Scores are kept in units of log 2: the factor
@@ -26,9 +27,6 @@
 #ifndef FLEX_HAS_MASK
 #define FLEX_HAS_MASK 0
 #endif
-#ifndef FLEX_HAS_SCORE
-#define FLEX_HAS_SCORE 0
-#endif
 #ifndef FLEX_BY_DOCUMENT /* sdpa: there may be documents */
 #define FLEX_BY_DOCUMENT 1
 #define FLEX_HAS_REST 0
@@ -36,11 +34,9 @@
 
 #include <omp.h>
 
-static const float LOG2E = 1.44269504f, LN2 = 0.693147181f, SLACK = 8;
+static const float SLACK = 8;
 
-/* Rows of the tile's scratch are a little longer than the tile, so that a column of it does not
- * fall into few sets of the cache. */
-enum { FLASH_LD = FLASH_COLS + 16, FLASH_ALIGN = 64, FLASH_GROUP_BYTES = 32 << 20 };
+enum { FLASH_ALIGN = 64, FLASH_GROUP_BYTES = 32 << 20 };
 
 /* Heads are packed a group at a time, so that scratch does not grow with the batch. */
 typedef struct Geometry {
@@ -114,12 +110,14 @@ static ForwardThread forward_thread(const FlashArgs *a, const Geometry *g, int i
 
 typedef struct BackwardHead {
     float *q, *dout, *lse, *delta; /* (q_pad, d_pad) twice, (q_pad) twice */
-    float *dq;                     /* (chunks, q_pad, d_pad) */
+    float *dq, *sums;              /* (chunks, q_pad, d_pad), (chunks, FLEX_LEARNED) */
 } BackwardHead;
 
 typedef struct BackwardThread {
     float *k_t, *v_t, *k, *dk, *dv; /* (D, FLASH_COLS) twice, (FLASH_COLS, d_pad) three times */
     float *p, *ds, *slope;          /* (rows, FLASH_LD); slope: d score' / d score */
+    float *raw, *y; /* likewise: the score before the expression; d loss / d score' */
+    float *sums;    /* the task's own (FLEX_LEARNED) */
 } BackwardThread;
 
 static BackwardHead backward_head(const FlashArgs *a, const Geometry *g, int i, size_t *end) {
@@ -132,6 +130,7 @@ static BackwardHead backward_head(const FlashArgs *a, const Geometry *g, int i, 
     h.lse = (float *)(base + take(end, (size_t)g->q_pad));
     h.delta = (float *)(base + take(end, (size_t)g->q_pad));
     h.dq = (float *)(base + take(end, n * (size_t)g->chunks));
+    h.sums = (float *)(base + take(end, (size_t)FLEX_LEARNED * (size_t)g->chunks));
     return h;
 }
 
@@ -149,6 +148,9 @@ static BackwardThread backward_thread(const FlashArgs *a, const Geometry *g, int
     t.p = (float *)(base + take(end, s_size));
     t.ds = (float *)(base + take(end, s_size));
     t.slope = (float *)(base + take(end, FLEX_HAS_SCORE ? s_size : 0));
+    t.raw = (float *)(base + take(end, FLEX_CAPTURES ? s_size : 0));
+    t.y = (float *)(base + take(end, FLEX_CAPTURES ? s_size : 0));
+    t.sums = 0;
     return t;
 }
 
@@ -245,21 +247,24 @@ static Tile tile_at(const FlashArgs *a, int b, int h, int tq, int tk) {
     return t;
 }
 
+/* Rows of scores, FLASH_LD apart; what backward wants besides, NULL in forward. */
+typedef struct Scores {
+    float *s, *slope, *raw;
+} Scores;
+
 /* Row i of a tile, after the product: the score expression, then the mask, then what lies beyond
  * the last key. */
-static void finish_row(const FlashArgs *a, const Tile *t, int i, float *s, float *slope) {
+static void finish_row(const FlashArgs *a, const Tile *t, int i, const Scores *x) {
+    float *s = x->s + i * FLASH_LD;
     const int q = a->offset + t->row + i;
 #if FLEX_HAS_SCORE || FLEX_HAS_MASK
     const FlexEnv *env = a->env;
     const int b = t->b, h = t->h, col = a->first + t->col;
 #endif
 #if FLEX_HAS_SCORE
-    if (slope)
-        for (int j = t->begin; j < t->cols; j++)
-            slope[j] = flex_score_grad(s[j], b, h, q, col + j, env);
-    for (int j = t->begin; j < t->cols; j++) s[j] = LOG2E * flex_score(s[j], b, h, q, col + j, env);
-#else
-    (void)slope;
+    if (FLEX_CAPTURES && x->raw) memcpy(x->raw + i * FLASH_LD, s, sizeof(float) * FLASH_COLS);
+    score_row(env, b, h, q, col + t->begin, t->cols - t->begin, s + t->begin,
+              x->slope ? x->slope + i * FLASH_LD + t->begin : 0);
 #endif
     if (t->kind == FLASH_PARTIAL) {
 #if FLEX_HAS_MASK
@@ -281,9 +286,9 @@ static void finish_row(const FlashArgs *a, const Tile *t, int i, float *s, float
     if (t->cols < t->end) vec_fill_from(s + t->end - VW, t->cols - (t->end - VW), -INFINITY);
 }
 
-/* s (rows, FLASH_LD) = the tile's scores in units of log 2, -inf where hidden. */
+/* x->s = the tile's scores in units of log 2, -inf where hidden. */
 static void tile_scores(const FlashArgs *a, const Geometry *g, const Tile *t, const float *q,
-                        const float *k_t, float *s, float *slope) {
+                        const float *k_t, const Scores *x) {
     product(&(Product){.M = round_up(t->rows, 4),
                        .N = t->end - t->begin,
                        .K = a->D,
@@ -292,11 +297,10 @@ static void tile_scores(const FlashArgs *a, const Geometry *g, const Tile *t, co
                        .a_col = 1,
                        .B = k_t + t->begin,
                        .ldb = FLASH_COLS,
-                       .C = s + t->begin,
+                       .C = x->s + t->begin,
                        .ldc = FLASH_LD});
     if (FLEX_HAS_SCORE || t->kind == FLASH_PARTIAL || t->cols < t->end)
-        for (int i = 0; i < t->rows; i++)
-            finish_row(a, t, i, s + i * FLASH_LD, slope ? slope + i * FLASH_LD : 0);
+        for (int i = 0; i < t->rows; i++) finish_row(a, t, i, x);
 }
 
 /* ---- forward ---- */
@@ -337,7 +341,7 @@ static void forward_rows(const FlashArgs *a, const Geometry *g, ForwardHead head
     for (int tk = 0; tk < g->n_k; tk++) {
         Tile t = tile_at(a, b, h, tq, tk);
         if (t.kind == FLASH_SKIP) continue;
-        tile_scores(a, g, &t, w.q, head.k + (int64_t)tk * FLASH_COLS * a->D, w.s, 0);
+        tile_scores(a, g, &t, w.q, head.k + (int64_t)tk * FLASH_COLS * a->D, &(Scores){.s = w.s});
         for (int i = 0; i < rows; i++)
             softmax_row(w.s + i * FLASH_LD + t.begin, t.end - t.begin, w.max + i, w.sum + i * VW,
                         w.o + i * d_pad, d_pad);
@@ -427,9 +431,14 @@ static void backward_pack(const FlashArgs *a, const Geometry *g, BackwardHead he
 }
 
 /* A vector of p: it holds scores and becomes 2^(s - lse); ds holds d loss / d p and becomes d loss
- * / d s. */
-FLASH_INLINE void backward_cells(float *p, float *ds, const float *slope, Vec lse, Vec delta) {
+ * / d s; score: becomes d loss / d score', where that is asked for. */
+FLASH_INLINE void backward_cells(float *p, float *ds, const float *slope, float *score, Vec lse,
+                                 Vec delta) {
     Vec s = vec_load(p), x = vec_exp2(s - lse), y = x * (vec_load(ds) - delta);
+    (void)score;
+#if FLEX_CAPTURES
+    vec_store(score, (Vec)((VecInt)y & ~(s == -INFINITY)));
+#endif
 #if FLEX_HAS_SCORE
     /* a slope is anything, infinite too, where the score is hidden */
     y = (Vec)((VecInt)(y * vec_load(slope)) & ~(s == -INFINITY));
@@ -440,9 +449,10 @@ FLASH_INLINE void backward_cells(float *p, float *ds, const float *slope, Vec ls
     vec_store(ds, y);
 }
 
-static void backward_row(float *p, float *ds, const float *slope, int n, float lse, float delta) {
+static void backward_row(float *p, float *ds, const float *slope, float *score, int n, float lse,
+                         float delta) {
     const Vec l = vec_all(lse), d = vec_all(delta);
-    for (int j = 0; j < n; j += VW) backward_cells(p + j, ds + j, slope + j, l, d);
+    for (int j = 0; j < n; j += VW) backward_cells(p + j, ds + j, slope + j, score + j, l, d);
 }
 
 static void backward_tile(const FlashArgs *a, const Geometry *g, const Tile *t, BackwardHead head,
@@ -450,7 +460,7 @@ static void backward_tile(const FlashArgs *a, const Geometry *g, const Tile *t, 
     const int d_pad = g->d_pad, rows = round_up(t->rows, 4), n = t->end - t->begin;
     const float *q = head.q + (int64_t)t->row * d_pad, *d_o = head.dout + (int64_t)t->row * d_pad;
     float *p = w.p + t->begin, *ds = w.ds + t->begin;
-    tile_scores(a, g, t, q, w.k_t, w.p, FLEX_HAS_SCORE ? w.slope : 0);
+    tile_scores(a, g, t, q, w.k_t, &(Scores){w.p, FLEX_HAS_SCORE ? w.slope : 0, w.raw});
     product(&(Product){.M = rows,
                        .N = n,
                        .K = a->D,
@@ -462,8 +472,13 @@ static void backward_tile(const FlashArgs *a, const Geometry *g, const Tile *t, 
                        .C = ds,
                        .ldc = FLASH_LD});
     for (int i = 0; i < t->rows; i++)
-        backward_row(p + i * FLASH_LD, ds + i * FLASH_LD, w.slope + i * FLASH_LD + t->begin, n,
-                     head.lse[t->row + i], head.delta[t->row + i]);
+        backward_row(p + i * FLASH_LD, ds + i * FLASH_LD, w.slope + i * FLASH_LD + t->begin,
+                     w.y + i * FLASH_LD + t->begin, n, head.lse[t->row + i],
+                     head.delta[t->row + i]);
+    if (FLEX_CAPTURES && a->dlearned)
+        capture(&(Captured){a->env, t->b, t->h, a->offset + t->row, a->first + t->col + t->begin,
+                            t->rows, t->cols - t->begin, w.raw + t->begin, w.y + t->begin},
+                w.sums);
     for (int i = t->rows; i < rows; i++) {
         memset(p + i * FLASH_LD, 0, sizeof(float) * (size_t)n);
         memset(ds + i * FLASH_LD, 0, sizeof(float) * (size_t)n);
@@ -555,9 +570,11 @@ static void tiles_backward(const FlashArgs *a) {
             }
 #pragma omp for schedule(dynamic, 1)
             for (int i = 0; i < n * g.chunks; i++) {
-                const int head = first + i / g.chunks;
-                backward_keys(a, &g, backward_head(a, &g, i / g.chunks, &unused), w, head / a->H,
-                              head % a->H, i % g.chunks);
+                const int number = first + i / g.chunks;
+                const BackwardHead head = backward_head(a, &g, i / g.chunks, &unused);
+                w.sums = head.sums + (int64_t)(i % g.chunks) * FLEX_LEARNED;
+                memset(w.sums, 0, sizeof(float) * FLEX_LEARNED);
+                backward_keys(a, &g, head, w, number / a->H, number % a->H, i % g.chunks);
             }
 #pragma omp for schedule(static)
             for (int i = 0; i < (a->dq ? n * g.n_q : 0); i++) {
@@ -565,6 +582,8 @@ static void tiles_backward(const FlashArgs *a) {
                 add_chunks(a, &g, backward_head(a, &g, i / g.n_q, &unused), head / a->H,
                            head % a->H, i % g.n_q);
             }
+            for (int i = 0; i < (a->dlearned ? n : 0); i++)
+                add_sums(a->dlearned, backward_head(a, &g, i, &unused).sums, g.chunks);
         }
     }
 }

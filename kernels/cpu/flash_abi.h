@@ -46,6 +46,7 @@ typedef struct FlashArgs {
     float *out, *lse; /* lse (B, H, Tq), natural log */
     const float *dout;
     float *dq, *dk, *dv; /* NULL: not wanted */
+    float *dlearned;     /* likewise; (FLEX_LEARNED) */
     FlashStride qs, ks, vs, os;
     char *workspace; /* flash_workspace() bytes, aligned to 64 */
 } FlashArgs;

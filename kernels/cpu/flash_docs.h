@@ -7,7 +7,8 @@
  *   more                the tiles of flash.h by all threads, one document after the other
  * Threads share all but the longest by tasks: documents in a row, or some heads of a long one, of
  * about equal work. The list is made in O(documents) and kept in the workspace. Each head of a
- * document is computed alone, so neither the tasks nor the threads change a bit of it.
+ * document is computed alone, so neither the tasks nor the threads change a bit of it. (Where the
+ * expression learns, each task has sums of its own: then tasks do not depend on the threads.)
  *
  * Needs flash.h before it; also compiled at run time for flex. */
 #if !defined(KERNELS_CPU_FLASH_DOCS_H) && !defined(FLASH_TEXT_ONLY)
@@ -15,7 +16,7 @@
 
 #if FLEX_BY_DOCUMENT
 
-enum { FLASH_FEW = 12, FLASH_ALONE = 256, TASKS_A_THREAD = 8 };
+enum { FLASH_FEW = 12, FLASH_ALONE = 256, TASKS_A_THREAD = 8, TASKS_THAT_LEARN = 64 };
 
 typedef struct DocumentTask {
     int b, doc, doc_end, head, head_end;
@@ -27,6 +28,8 @@ typedef struct Few {
     int b, first, n, lanes, ld; /* lanes n H; ld: whole vectors of them */
     int *row, *head;            /* (lanes): the query of each, by position, and its head */
     float *p, *ds, *slope;      /* (n, ld) */
+    float *raw, *y;             /* (n, ld): scores before the expression; d loss / d score' */
+    float *sums;                /* the task's own (FLEX_LEARNED) */
     float *lse, *delta;         /* (ld); forward: the largest score, and the sum of 2^(s - it) */
 } Few;
 
@@ -39,6 +42,8 @@ static Few few_space(const FlashArgs *a, char *base, size_t *end) {
     f.p = (float *)(base + take(end, FLASH_FEW * lanes));
     f.ds = (float *)(base + take(end, FLASH_FEW * lanes));
     f.slope = (float *)(base + take(end, FLEX_HAS_SCORE ? FLASH_FEW * lanes : 0));
+    f.raw = (float *)(base + take(end, FLEX_CAPTURES ? FLASH_FEW * lanes : 0));
+    f.y = (float *)(base + take(end, FLEX_CAPTURES ? FLASH_FEW * lanes : 0));
     f.lse = (float *)(base + take(end, lanes));
     f.delta = (float *)(base + take(end, lanes));
     return f;
@@ -97,12 +102,14 @@ static void document_forward(const FlashArgs *a, const DocumentTask *t, int doc,
     }
 }
 
-static void document_backward(const FlashArgs *a, const DocumentTask *t, int doc, char *scratch) {
+static void document_backward(const FlashArgs *a, const DocumentTask *t, int doc, char *scratch,
+                              float *sums) {
     const FlashArgs d = document_args(a, doc, scratch);
     const Geometry g = alone_geometry(&d, 1);
     size_t unused;
-    const BackwardThread w = backward_thread(&d, &g, 0, &unused);
+    BackwardThread w = backward_thread(&d, &g, 0, &unused);
     const BackwardHead head = backward_head(&d, &g, 0, &unused);
+    w.sums = sums;
     find_limits(&d, &g);
     for (int h = t->head; h < t->head_end; h++) {
         for (int tq = 0; tq < g.n_q; tq++) backward_pack(&d, &g, head, t->b, h, tq);
@@ -150,10 +157,11 @@ static void single_forward(const FlashArgs *a, int b, int row) {
 
 /* d loss / d s is 0, or NaN where lse is. (A NaN in v or dout alone reaches out and dv, as it must,
  * but not dq and dk, where the general formula would have 0 times it.) */
-static void single_backward(const FlashArgs *a, int b, int row) {
+static void single_backward(const FlashArgs *a, int b, int row, float *sums) {
     for (int h = 0; h < a->H; h++) {
         const float p = own_share(a->lse[((int64_t)b * a->H + h) * a->lse_rows + row]);
         const Vec zero = vec_all(p - p);
+        if (FLEX_CAPTURES && p != p) capture_pair(a->env, b, h, row, row, p, p, sums);
         const float *dout = a->dout + b * a->os.b + row * a->os.t + h * a->os.h;
         float *dq = a->dq ? a->dq + b * a->qs.b + row * a->qs.t + h * a->qs.h : 0,
               *dk = a->dk ? a->dk + b * a->ks.b + row * a->ks.t + h * a->ks.h : 0,
@@ -201,6 +209,7 @@ FLASH_INLINE void few_scores(const FlashArgs *a, const Few *f, float *slope, con
     for (int j = 0; j < f->n; j++) {
         float *s = f->p + j * f->ld;
         const int key = f->first + j;
+        if (FLEX_CAPTURES && slope) memcpy(f->raw + j * f->ld, s, sizeof(float) * (size_t)f->ld);
         (void)s, (void)key, (void)slope;
 #if FLEX_HAS_SCORE
         for (int c = 0; c < (slope ? f->lanes : 0); c++)
@@ -249,6 +258,16 @@ FLASH_INLINE void few_forward(const FlashArgs *a, const Few *f, const int D) {
         }
 }
 
+static inline void few_learn(const FlashArgs *a, const Few *f) {
+    for (int j = 0; j < f->n; j++)
+        for (int c = 0; c < f->lanes; c++) {
+            const float y = f->y[j * f->ld + c];
+            if (y != 0) /* hidden: its slope is anything, infinite too */
+                capture_pair(a->env, f->b, f->head[c], f->first + f->row[c], f->first + j,
+                             f->raw[j * f->ld + c], y, f->sums);
+        }
+}
+
 FLASH_INLINE void few_backward(const FlashArgs *a, const Few *f, const int D) {
     const int ld = f->ld, n = f->n, H = a->H;
     const float *q = a->q + f->b * a->qs.b + f->first * a->qs.t,
@@ -268,7 +287,8 @@ FLASH_INLINE void few_backward(const FlashArgs *a, const Few *f, const int D) {
     for (int j = 0; j < n; j++)
         for (int c = 0; c < ld; c += VW)
             backward_cells(f->p + j * ld + c, f->ds + j * ld + c, f->slope + j * ld + c,
-                           vec_load(f->lse + c), vec_load(f->delta + c));
+                           f->y + j * ld + c, vec_load(f->lse + c), vec_load(f->delta + c));
+    if (FLEX_CAPTURES && a->dlearned) few_learn(a, f);
     for (int i = 0, c = 0; i < n; i++)
         for (int h = 0; h < H; h++, c++) {
             const int64_t at_q = f->b * a->qs.b + (f->first + i) * a->qs.t + h * a->qs.h,
@@ -288,15 +308,22 @@ FLASH_INLINE void few_backward(const FlashArgs *a, const Few *f, const int D) {
  * product hides. */
 static double document_cost(int n) { return (double)n * (n + 32); }
 
-/* Makes the list in `task` and returns its length: at most B n_docs + 3 TASKS_A_THREAD n_threads,
- * since a document that is split into heads has more than a task's share of the work. */
+static void add_task(DocumentTask *task, int *made, DocumentTask t) {
+    if (task) task[*made] = t;
+    *made += 1;
+}
+
+/* Makes the list in `task` (NULL: counts only) and returns its length: at most B n_docs + 3
+ * TASKS_A_THREAD n_threads, since a document that is split into heads has more than a task's share
+ * of the work. */
 static int make_tasks(const FlashArgs *a, DocumentTask *task) {
     double total = 0;
     for (int d = 0; d < a->n_docs; d++) {
         const int n = a->offsets[d + 1] - a->offsets[d];
         if (n <= FLASH_ALONE) total += document_cost(n);
     }
-    const double share = total * a->B / (TASKS_A_THREAD * a->n_threads);
+    const int wanted = FLEX_CAPTURES ? TASKS_THAT_LEARN : TASKS_A_THREAD * a->n_threads;
+    const double share = total * a->B / wanted;
     int made = 0;
     for (int b = 0; b < a->B; b++) {
         double cost = 0;
@@ -307,11 +334,11 @@ static int make_tasks(const FlashArgs *a, DocumentTask *task) {
             const int alone = n > FLASH_ALONE || (n > FLASH_FEW && own > share);
             if (!alone) cost += own;
             if (begin < d + !alone && (alone || cost >= share || d == a->n_docs - 1))
-                task[made++] = (DocumentTask){b, begin, d + !alone, 0, a->H};
+                add_task(task, &made, (DocumentTask){b, begin, d + !alone, 0, a->H});
             if (alone || cost >= share) begin = d + 1, cost = 0;
             const int heads = greatest(1, (int)(a->H * share / own));
             for (int h = 0; alone && n <= FLASH_ALONE && h < a->H; h += heads)
-                task[made++] = (DocumentTask){b, d, d + 1, h, least(a->H, h + heads)};
+                add_task(task, &made, (DocumentTask){b, d, d + 1, h, least(a->H, h + heads)});
         }
     }
     return made;
@@ -326,9 +353,10 @@ static void run_task(const FlashArgs *a, const DocumentTask *t, Few f, char *scr
         f.lanes = f.n * a->H;
         f.ld = round_up(f.lanes, VW);
         if (f.n == 1)
-            (backward ? single_backward : single_forward)(a, t->b, f.first);
+            backward ? single_backward(a, t->b, f.first, f.sums) : single_forward(a, t->b, f.first);
         else if (f.n > FLASH_FEW)
-            (backward ? document_backward : document_forward)(a, t, doc, scratch);
+            backward ? document_backward(a, t, doc, scratch, f.sums)
+                     : document_forward(a, t, doc, scratch);
         else if (a->D == 16) /* known when compiled: rows of one vector, or of few */
             backward ? few_backward(a, &f, 16) : few_forward(a, &f, 16);
         else
@@ -336,20 +364,23 @@ static void run_task(const FlashArgs *a, const DocumentTask *t, Few f, char *scr
     }
 }
 
-/* The workspace of all but the longest documents: the list of tasks, then each thread's scratch. */
+/* The workspace of all but the longest documents: the list of tasks, then each thread's scratch,
+ * then the tasks' sums. */
 typedef struct TaskSpace {
-    size_t few_bytes, thread_bytes, threads_at, total;
+    size_t few_bytes, thread_bytes, threads_at, sums_at, total;
 } TaskSpace;
 
 static TaskSpace task_space(const FlashArgs *a, int backward) {
     const FlashArgs longest = document_shape(a, least(a->longest, FLASH_ALONE));
+    const size_t learn = FLEX_CAPTURES ? (size_t)make_tasks(a, 0) : 0;
     const size_t tasks =
-        (size_t)a->B * (size_t)a->n_docs + 3 * TASKS_A_THREAD * (size_t)a->n_threads;
+        learn + (size_t)a->B * (size_t)a->n_docs + 3 * TASKS_A_THREAD * (size_t)a->n_threads;
     TaskSpace s = {0};
     few_space(a, 0, &s.few_bytes);
     s.thread_bytes = s.few_bytes + alone_geometry(&longest, backward).total;
     take(&s.threads_at, tasks * sizeof(DocumentTask) / sizeof(float));
-    s.total = s.threads_at + (size_t)a->n_threads * s.thread_bytes;
+    s.total = s.sums_at = s.threads_at + (size_t)a->n_threads * s.thread_bytes;
+    if (backward) take(&s.total, learn * FLEX_LEARNED);
     return s;
 }
 
@@ -378,8 +409,14 @@ static void run_documents(const FlashArgs *a, int backward) {
         size_t unused;
         Few f = few_space(a, scratch, &unused);
         for (int c = 0; c < FLASH_FEW * a->H; c++) f.row[c] = c / a->H, f.head[c] = c % a->H;
+        float *sums = (float *)(a->workspace + s.sums_at);
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < n_tasks; i++) run_task(a, &task[i], f, scratch + s.few_bytes, backward);
+        for (int i = 0; i < n_tasks; i++) {
+            f.sums = sums + (int64_t)i * FLEX_LEARNED;
+            if (backward) memset(f.sums, 0, sizeof(float) * FLEX_LEARNED);
+            run_task(a, &task[i], f, scratch + s.few_bytes, backward);
+        }
+        if (backward && a->dlearned) add_sums(a->dlearned, sums, n_tasks);
     }
 }
 
@@ -405,6 +442,7 @@ static void flash_forward(const FlashArgs *a) {
 }
 
 static void flash_backward(const FlashArgs *a) {
+    if (a->dlearned) memset(a->dlearned, 0, sizeof(float) * FLEX_LEARNED);
 #if FLEX_BY_DOCUMENT
     if (a->offsets) {
         run_documents(a, 1);

@@ -33,7 +33,7 @@ static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
 }
 
 static void forward(Ctx *c, const AttnArgs *a) {
-    const CudaMask m = cuda_mask(c, a->mask);
+    const CudaMask m = cuda_mask(c, a->mask, NULL);
     for (int n = 0; n < a->B * m.n_docs; n++) {
         const Document d = document_of(a, a->mask->offsets, m.n_docs, n);
         const AttnArgs part = part_of(a, d);
@@ -63,7 +63,7 @@ static void no_gradient(Ctx *c, const AttnArgs *part) {
 }
 
 static void backward(Ctx *c, const AttnArgs *a) {
-    const CudaMask m = cuda_mask(c, a->mask);
+    const CudaMask m = cuda_mask(c, a->mask, NULL);
     for (int n = 0; n < a->B * m.n_docs; n++) {
         const Document d = document_of(a, a->mask->offsets, m.n_docs, n);
         const AttnArgs part = part_of(a, d);

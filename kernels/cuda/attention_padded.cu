@@ -154,7 +154,7 @@ static void backward_chunk(Ctx *c, const Chunk *k) {
 
 static void run(Ctx *c, const AttnArgs *a, bool backward) {
     const int all = a->B * a->mask->n_docs, most = largest_chunk(a, backward).part.B;
-    const CudaMask m = cuda_mask(c, a->mask);
+    const CudaMask m = cuda_mask(c, a->mask, NULL);
     for (int first = 0; first < all; first += most) {
         Chunk k = chunk_of(a, backward, all - first < most ? all - first : most);
         k.m = m;

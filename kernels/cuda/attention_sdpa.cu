@@ -1,6 +1,6 @@
 /* sdpa: the fused flash kernels, with masks that are row intervals. The scores never leave the
  * multiprocessor; in bf16 by tensor cores, in float32 with the sums that float32 promises. */
-#include "kernels/cuda/tensor_map.cuh"
+#include "kernels/cuda/attention.cuh"
 
 enum { LARGEST_HEAD = 128 }; /* a row of keys and values in shared memory, of sums in registers */
 
@@ -14,36 +14,13 @@ static const char *supports(const Ctx *c, const AttnArgs *a) {
     return NULL;
 }
 
-bool flash_sm90_fits(const Ctx *c, const AttnArgs *a, bool backward) {
-    const Cuda *cuda = cuda_of(c); /* none in a dry context */
-    if (!cuda || cuda->arch != 90 || a->dtype != DT_BF16 || (a->D != 64 && a->D != 128))
-        return false;
-    return tensor_map_fits(a->q, a->qs) && tensor_map_fits(a->k, a->ks) &&
-           tensor_map_fits(a->v, a->vs) && tensor_map_fits(a->out, a->os) &&
-           (!backward || (tensor_map_fits(a->dout, a->os) && tensor_map_fits(a->dq, a->qs) &&
-                          tensor_map_fits(a->dk, a->ks) && tensor_map_fits(a->dv, a->vs)));
-}
-
 static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
-    if (flash_sm90_fits(c, a, backward)) return flash_workspace_sm90(a, backward);
-    return a->dtype == DT_BF16 ? flash_workspace_bf16(c, a, backward)
-                               : flash_workspace_f32(a, backward);
+    return flash_workspace(c, a, false, backward);
 }
 
-static void forward(Ctx *c, const AttnArgs *a) {
-    const CudaMask m = cuda_mask(c, a->mask);
-    if (flash_sm90_fits(c, a, false))
-        flash_forward_sm90(c, a, m);
-    else
-        (a->dtype == DT_BF16 ? flash_forward_bf16 : flash_forward_f32)(c, a, m);
-}
-
+static void forward(Ctx *c, const AttnArgs *a) { flash_forward(c, a, cuda_mask(c, a->mask, NULL)); }
 static void backward(Ctx *c, const AttnArgs *a) {
-    const CudaMask m = cuda_mask(c, a->mask);
-    if (flash_sm90_fits(c, a, true))
-        flash_backward_sm90(c, a, m);
-    else
-        (a->dtype == DT_BF16 ? flash_backward_bf16 : flash_backward_f32)(c, a, m);
+    flash_backward(c, a, cuda_mask(c, a->mask, NULL));
 }
 
 extern const AttnBackend attn_sdpa_cuda = {.name = NULL,

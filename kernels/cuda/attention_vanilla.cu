@@ -17,11 +17,11 @@ static size_t workspace(Ctx *c, const AttnArgs *a, bool backward) {
 }
 
 static void forward(Ctx *c, const AttnArgs *a) {
-    scores_forward(c, a, cuda_mask(c, a->mask), a, WHOLE, a->workspace);
+    scores_forward(c, a, cuda_mask(c, a->mask, NULL), a, WHOLE, a->workspace);
 }
 
 static void backward(Ctx *c, const AttnArgs *a) {
-    scores_backward(c, a, cuda_mask(c, a->mask), a, WHOLE, a->workspace);
+    scores_backward(c, a, cuda_mask(c, a->mask, NULL), a, WHOLE, a->workspace);
 }
 
 extern const AttnBackend attn_vanilla_cuda = {.name = NULL,

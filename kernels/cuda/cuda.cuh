@@ -2,7 +2,8 @@
  * lies where:
  *
  *   device, table                 memory, the queue, time; the list of kernels
- *   gemm, linear, conv            products by cuBLASLt, and what is made of them
+ *   gemm, linear, conv            products by cuBLASLt, and what is made of them; conv_sm90: the
+ *                                 convolutions that Hopper makes itself
  *   rows                          rows picked by number; columns summed in a fixed order
  *   activation, elementwise       a number at a time; dropout, noise: with philox's random ones
  *   layernorm, rmsnorm, modulate  norms of rows, by norm.cuh; groupnorm: of images
@@ -11,8 +12,9 @@
  *   optim                         the update of all parameters
  *   attention_*                   a backend each; flash_*: sdpa's kernels, attention_scores: those
  *                                 of the backends that have their scores in memory
+ *   flex_*                        sdpa's kernels compiled at run time with expressions; plans
  *   device_code, ptx              what kernels are written with; instructions that C++ has no word
- *                                 for, ptx_sm90: Hopper's
+ *                                 for, ptx_sm90: Hopper's; tensor_map: its copy engine's maps
  *
  * The same sources are built twice: by nvcc for a GPU, and by the host's C++ compiler for the
  * emulator (dev/emu), which finds races, reads past ends and misused instructions on machines
@@ -53,6 +55,8 @@ typedef struct Cuda {
     cudaStream_t stream;
     struct CublasLt *blas;   /* opened at the first product */
     struct CudaMasks *masks; /* intervals and documents on the device, attention.cuh */
+    struct FlexCodes *codes; /* kernels compiled at run time, flex_code.cu */
+    struct FlexPlans *plans; /* of expression masks, flex_plan.cu */
     struct CudaTimes *times; /* events not yet read, device.cu */
     struct Staging *staging; /* pinned memory for inputs, device.cu */
     double *fetched;         /* pinned: Ctx.fetched */
@@ -90,8 +94,8 @@ static inline void launch(Ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, s
                           A... args) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef LLMC_EMU
-    (void)c;
-    emu_launch(kernel, grid, block, shared, [=] { kernel(P(args)...); });
+    const auto body = [=] { kernel(P(args)...); };
+    CUDA(c, emu_launch(kernel, grid, block, shared, body));
 #else
     enum { WITHOUT_ASKING = 48 << 10 };
     if (shared > WITHOUT_ASKING)

@@ -199,6 +199,8 @@ void cuda_release(Ctx *c) {
         CUDA(c, cudaStreamSynchronize(d->stream));
         cublas_free(d->blas);
         cuda_masks_free(d->masks);
+        flex_plans_free(d->plans);
+        flex_codes_free(d->codes);
         staging_free(c, d->staging);
         times_free(c, d->times);
         for (int i = 0; i < MARKS; i++) CUDA(c, cudaEventDestroy(d->mark[i]));

@@ -1,6 +1,6 @@
 /* What device code is written with: dtypes, packs of numbers, reductions, shared memory. Nothing of
- * the host, so that it is compiled at run time too (kernels/cuda/flex.cu); cuda.cuh has the host's
- * half, and the rules that kernels keep to. */
+ * the host, so that it is compiled at run time too (kernels/cuda/flex_code.cu); cuda.cuh has the
+ * host's half, and the rules that kernels keep to. */
 #ifndef KERNELS_CUDA_DEVICE_CODE_CUH
 #define KERNELS_CUDA_DEVICE_CODE_CUH
 

@@ -10,7 +10,7 @@ static size_t take(size_t *end, size_t bytes) {
 
 /* More than one chunk a head where there are few heads. A query of a document sees no key outside
  * of it, so a chunk's sums are those of its rows and of a longest document on either side. */
-Cut flash_backward_cut(const AttnArgs *a, int d_pad, int tile) {
+Cut flash_backward_cut(const AttnArgs *a, bool documents, int d_pad, int tile) {
     Cut c;
     c.heads = a->B * a->H;
     c.d_pad = d_pad;
@@ -23,7 +23,7 @@ Cut flash_backward_cut(const AttnArgs *a, int d_pad, int tile) {
         c.chunk = (int)div_up(c.n_k, chunks);
         c.chunks = (int)div_up(c.n_k, c.chunk);
         c.width = c.n_q;
-        if (a->mask->offsets) {
+        if (documents) {
             const int64_t rows = (int64_t)c.chunk * KEYS + 2 * (int64_t)a->mask->longest;
             const int reach = (int)div_up(rows, c.tile) + 2;
             if (reach < c.width) c.width = reach;
@@ -40,16 +40,21 @@ Cut flash_backward_cut(const AttnArgs *a, int d_pad, int tile) {
 }
 
 /* The portable kernels' cut: heads padded, and as many queries a tile as shared memory holds. */
-static Cut cut_portable(const AttnArgs *a, int max_shared) {
-    const int D = a->D;
+static Cut cut_portable(const Ctx *c, const AttnArgs *a, bool documents) {
+    const int D = a->D, max_shared = cuda_of(c)->max_shared;
     const bool fits_96 = (int)sizeof(BackwardShared<96, 64>) <= max_shared;
     const bool fits_128 = (int)sizeof(BackwardShared<128, 32>) <= max_shared;
     const int d_pad = D <= 32 ? 32 : D <= 64 ? 64 : D <= 96 && fits_96 ? 96 : 128;
-    return flash_backward_cut(a, d_pad, d_pad <= 96 ? 64 : fits_128 ? 32 : 16);
+    return flash_backward_cut(a, documents, d_pad, d_pad <= 96 ? 64 : fits_128 ? 32 : 16);
 }
 
-size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool backward) {
-    return backward ? cut_portable(a, cuda_of(c)->max_shared).total : 0;
+size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool backward) {
+    return backward ? cut_portable(c, a, a->mask->offsets && !dense).total : 0;
+}
+
+FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a) {
+    const Cut cut = cut_portable(c, a, a->mask->offsets);
+    return {"kernels/cuda/flash_backward_bf16.cuh", cut.d_pad, cut.tile};
 }
 
 Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
@@ -80,25 +85,26 @@ Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
 }
 
 template <int D, int ROWS>
-static void backward_start(Ctx *c, const Backward &p) {
-    launch(c, tiles_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.chunks)), dim3(THREADS),
-           sizeof(BackwardShared<D, ROWS>), p);
+static void backward_start(Ctx *c, const AttnArgs *a, const CudaMask *m, const Backward &p) {
+    flash_launch(c, m, flash_source_backward_bf16(c, a), "flex_backward", tiles_kernel<D, ROWS>,
+                 (unsigned)(p.cut.heads * p.cut.chunks), THREADS, sizeof(BackwardShared<D, ROWS>),
+                 p);
     if (p.dq.data)
         launch(c, add_kernel<D, ROWS>, dim3((unsigned)(p.cut.heads * p.cut.n_q)), dim3(THREADS), 0,
                p);
 }
 
 void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
-    const Cut cut = cut_portable(a, cuda_of(c)->max_shared);
+    const Cut cut = cut_portable(c, a, m.offsets);
     const Backward p = flash_backward_begin(c, a, m, cut);
     if (cut.d_pad == 32)
-        backward_start<32, 64>(c, p);
+        backward_start<32, 64>(c, a, &m, p);
     else if (cut.d_pad == 64)
-        backward_start<64, 64>(c, p);
+        backward_start<64, 64>(c, a, &m, p);
     else if (cut.d_pad == 96)
-        backward_start<96, 64>(c, p);
+        backward_start<96, 64>(c, a, &m, p);
     else if (cut.tile == 32)
-        backward_start<128, 32>(c, p);
+        backward_start<128, 32>(c, a, &m, p);
     else
-        backward_start<128, 16>(c, p);
+        backward_start<128, 16>(c, a, &m, p);
 }

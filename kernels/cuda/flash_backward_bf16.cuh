@@ -35,7 +35,9 @@
 
 #include "kernels/cuda/flash_backward.cuh"
 
-/* ---- the first passes ---- */
+/* ---- the first passes, built with the program alone ---- */
+
+#if !FLEX_RUNTIME
 
 /* Intervals, limits: one warp a tile of queries. */
 static __global__ void limits_kernel(Backward p) {
@@ -83,6 +85,8 @@ static __global__ void rows_kernel(Backward p) {
     const float lse = t < p.mask.Tq ? p.lse[head * p.mask.Tq + t] : -INFINITY;
     p.rows[head * p.cut.q_pad + t] = {lse == -INFINITY ? INFINITY : lse * LOG2E, delta};
 }
+
+#endif
 
 /* ---- the tiles ---- */
 
@@ -204,7 +208,7 @@ static __device__ __forceinline__ void keys_tile(const Backward &p, BackwardShar
     if (!full) hide<ROWS>(s, dp, p, me);
     cells<ROWS>(s, dp, me.sums, FLEX_HAS_SCORE ? 1.0f : p.scale * LOG2E);
     add_queries<D, ROWS>(w.dv, s, shared.dout[stage]);
-    tile_put<shared.DS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
+    tile_put<BackwardShared<D, ROWS>::DS, ROWS / 8>(shared.ds, warp_key, 0, dp, 1.0f, 1.0f);
     add_queries<D, ROWS>(w.dk, dp, shared.q[stage]);
 }
 
@@ -326,7 +330,7 @@ static __device__ __forceinline__ void backward_block(const Backward &p) {
                 const Meeting me = {b,
                                     h,
                                     row,
-                                    key + threadIdx.x % WARP / 4,
+                                    key + (int)threadIdx.x % WARP / 4,
                                     shared.rows[stage],
                                     shared.intervals[stage]};
                 keys_tile(p, shared, stage, w, me,

@@ -6,8 +6,9 @@
 #include "kernels/cuda/flash_backward.cuh"
 #include "kernels/cuda/flash_host.cuh"
 
-/* Heads padded to d_pad numbers, `tile` queries a tile; total is the bytes of the workspace. */
-Cut flash_backward_cut(const AttnArgs *a, int d_pad, int tile);
+/* Heads padded to d_pad numbers, `tile` queries a tile; documents: no query sees another's keys.
+ * total is the bytes of the workspace. */
+Cut flash_backward_cut(const AttnArgs *a, bool documents, int d_pad, int tile);
 
 /* What the kernels are told, in a's workspace; starts those that make limits, intervals and row
  * sums there. */

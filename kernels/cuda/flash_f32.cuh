@@ -1,260 +1,327 @@
-/* Tiles of fused attention in float32: what the kernels of flash_f32.cu are made of.
+/* sdpa in float32: fused attention on the CUDA cores (FlashAttention-2, Dao 2023). Exact as the
+ * CPU's, which tf32 is not; three products of tf32 parts would be.
  *
- * A block owns a tile of rows (queries, or keys in the backward of keys) and meets the tiles of the
- * other side, whose rows are the columns of the scores, one after the other. Two products over
- * tiles in shared memory do all the work:
+ *   s = scale q k', p = softmax(s) over the visible keys, out = p v, lse = log sum exp(s)
+ *   p = exp(s - lse), dp = dout v', ds = p (dp - delta), delta = rowsum(dout out)
+ *   dq = scale ds k, dk = scale ds' q, dv = p' dout
  *
- *   tile_dot    (own rows, D) x (other rows, D)' -> scores, in registers
- *   tile_mix    scores, through shared memory, x (other rows, D) -> sums, in registers
+ *   kernel   owns      meets     products of tiles
+ *   forward  queries   keys      q k', p v
+ *   keys     keys      queries   k q', v dout', ds' q, p' dout
+ *   dq       queries   keys      dout v', q k', ds k
  *
- * A warp owns 4 R rows and all columns. Its lane 8 y + x has rows y, y + 4, .. (R of them) and
- * columns x, x + 8, .. (C). A step of tile_dot is R + C loads of 16 bytes for 4 R C multiply-adds a
- * lane, one of tile_mix R + SUMS for 4 R SUMS. Rows of tiles are padded by 16 bytes, rows of scores
- * by 32, so the addresses that a warp asks for at once lie in different banks: the 8 of tile_dot's
- * columns or of tile_mix's run along D, the 4 of its rows.
+ * So backward costs 7 products where sharing the scores would cost 5, and needs no atomics: each
+ * sum has one owner and a fixed order. Each product of an M x N tile is 2 M N D flops.
  *
- * B batch, H heads, T tokens, D head size, padded with zeros to DP = 16, 32, 64 or 128. */
+ *   D 64       tile       loads of 16 bytes    shared memory   registers   warps on an SM of Hopper
+ *   forward    128 x 32   12 / 128 FMA         71 KiB          168         12
+ *   backward   64 x 64    12 / 128 FMA         86 KiB          244         8
+ *
+ * (D 128: 64 x 32 and 32 x 32 with 76 and 71 KiB; no size needs more than the 99 KiB of the
+ * smallest GPU since sm_80.) The next tile's copy (cp.async) is under way while the present one is
+ * multiplied. Scores are kept in units of log 2: the softmax needs 2^x alone. Nothing is added up
+ * for tiles that a warp's rows do not see. */
 #ifndef KERNELS_CUDA_FLASH_F32_CUH
 #define KERNELS_CUDA_FLASH_F32_CUH
 
-#include "kernels/cuda/attention.cuh"
-#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/flash_f32_tile.cuh"
 
-static constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
+/* ---- forward ---- */
 
-/* A tile's shape: WARPS 4 R own rows, 8 C other rows. */
-template <int DIM, int ROWS_A_LANE, int COLUMNS_A_LANE>
-struct Tile {
-    enum {
-        DP = DIM,
-        R = ROWS_A_LANE,
-        C = COLUMNS_A_LANE,
-        WARPS = DP <= 64 ? 4 : 2,
-        THREADS = WARPS * WARP,
-        WARP_ROWS = 4 * R,
-        ROWS = WARPS * WARP_ROWS,
-        COLUMNS = 8 * C,
-        SUMS = DP / 8,                    /* columns of D that a lane sums */
-        RUN = SUMS < 4 ? SUMS : 4,        /* of these, next to each other */
-        BLOCKS = DP > 64 || R < 8 ? 2 : 3 /* on an SM: what registers may cost */
-    };
-    enum { ROW = DP + 4, SCORES = COLUMNS + 8 }; /* floats from row to row */
-};
-
-template <int DP>
-using ForwardTile = Tile<DP, 8, 4>;
-template <int DP>
-using BackwardTile = Tile<DP, 4, DP <= 64 ? 8 : 4>;
-
-/* The running thread and its block: head (b, h), own rows from `first` on; of these the warp's from
- * `warp_row` on, the lane's are row, row + 4, .., counted from first; tx: its first column. */
-typedef struct Place {
-    int b, h, first, warp_row, row, tx;
-    int64_t head;
-} Place;
-
-/* Blocks: (tile of own rows, b, h). */
+/* s becomes p = 2^(s - top) for a new running maximum; what was summed before shrinks. sum holds
+ * the lane's columns alone. */
 template <typename S>
-static __device__ __forceinline__ Place place_of(const AttnArgs &a, int tile) {
-    const int head = (int)blockIdx.x % (a.B * a.H), lane = (int)threadIdx.x % WARP;
-    const int warp_row = (int)threadIdx.x / WARP * S::WARP_ROWS;
-    return {head / a.H, head % a.H, tile * S::ROWS, warp_row, warp_row + lane / 8, lane % 8, head};
-}
-
-/* ---- rows in memory ---- */
-
-/* One head's rows of a tensor. */
-typedef struct Rows {
-    float *at; /* row i at at + i step */
-    int64_t step;
-    int n, D;
-    bool packs; /* 16 bytes at a time */
-} Rows;
-
-static __device__ __forceinline__ Rows head_rows(const void *tensor, AttnStride s, const Place &me,
-                                                 int n, int D) {
-    float *at = (float *)tensor + me.b * s.b + me.h * s.h;
-    const bool packs = ((uintptr_t)at | (uintptr_t)(s.t * 4) | (uintptr_t)(D * 4)) % 16 == 0;
-    return {at, s.t, n, D, packs};
-}
-
-/* Starts the copy of rows first .. first + COUNT - 1 into a tile, zeros for what is not there, as a
- * group of its own. */
-template <typename S, int COUNT>
-static __device__ __forceinline__ void load_tile(float *tile, const Rows &x, int first) {
-    if (x.packs) {
-        enum { PACKS = S::DP / 4 };
-#pragma unroll 1
-        for (int i = (int)threadIdx.x; i < COUNT * PACKS; i += S::THREADS) {
-            const int row = i / PACKS, d = i % PACKS * 4;
-            const bool real = first + row < x.n && d < x.D;
-            cp_async_16(tile + row * S::ROW + d, real ? x.at + (first + row) * x.step + d : x.at,
-                        real);
-        }
-    } else {
-#pragma unroll 1
-        for (int i = (int)threadIdx.x; i < COUNT * S::DP; i += S::THREADS) {
-            const int row = i / S::DP, d = i % S::DP;
-            const bool real = first + row < x.n && d < x.D;
-            tile[row * S::ROW + d] = real ? x.at[(first + row) * x.step + d] : 0.0f;
-        }
-    }
-    cp_async_commit();
-}
-
-/* What this thread and, after a barrier, the block has started to copy is there. */
-static __device__ __forceinline__ void tiles_arrive() {
-    cp_async_wait<0>();
-    __syncthreads();
-}
-
-/* The lane's sums times factor to its rows of x. */
-template <typename S>
-static __device__ __forceinline__ void store_rows(const Rows &x, const Place &me, float factor,
-                                                  const float (&sum)[S::R][S::SUMS]) {
+static __device__ __forceinline__ void softmax_step(float (&s)[S::R][S::C], float (&top)[S::R],
+                                                    float (&sum)[S::R],
+                                                    float (&out)[S::R][S::SUMS]) {
 #pragma unroll
     for (int i = 0; i < S::R; i++) {
-        const int row = me.first + me.row + 4 * i;
-        if (row >= x.n) break;
-        float *to = x.at + row * x.step;
+        const float before = top[i];
 #pragma unroll
-        for (int n = 0; n < S::SUMS; n += S::RUN) {
-            const int d = 8 * n + S::RUN * me.tx;
-            Pack<float> y;
-#pragma unroll
-            for (int e = 0; e < S::RUN; e++) y.at[e] = sum[i][n + e] * factor;
-            if (S::RUN == 4 && x.packs) {
-                if (d < x.D) *(Pack<float> *)(to + d) = y;
-            } else {
-#pragma unroll
-                for (int e = 0; e < S::RUN; e++)
-                    if (d + e < x.D) to[d + e] = y.at[e];
-            }
-        }
-    }
-}
-
-/* ---- products of tiles ---- */
-
-/* s = a b', a: the lane's first own row, b: its first other row. */
-template <typename S>
-static __device__ __forceinline__ void tile_dot(float (&s)[S::R][S::C], const float *a,
-                                                const float *b) {
-#pragma unroll
-    for (int i = 0; i < S::R; i++)
-#pragma unroll
-        for (int j = 0; j < S::C; j++) s[i][j] = 0;
-#pragma unroll 1
-    for (int d = 0; d < S::DP; d += 4) {
-        Pack<float> y[S::C];
-#pragma unroll
-        for (int j = 0; j < S::C; j++) y[j] = load_pack(b + 8 * j * S::ROW + d);
-#pragma unroll
-        for (int i = 0; i < S::R; i++) {
-            const Pack<float> x = load_pack(a + 4 * i * S::ROW + d);
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-#pragma unroll
-                for (int j = 0; j < S::C; j++) s[i][j] += x.at[e] * y[j].at[e];
-        }
-    }
-}
-
-/* The lane's scores to where tile_mix reads them: p is its first row and column. Rows of a warp are
- * read by that warp alone. */
-template <typename S>
-static __device__ __forceinline__ void put_scores(float *p, const float (&s)[S::R][S::C]) {
-#pragma unroll
-    for (int i = 0; i < S::R; i++)
-#pragma unroll
-        for (int j = 0; j < S::C; j++) p[4 * i * S::SCORES + 8 * j] = s[i][j];
-}
-
-/* sum += p b, p: the lane's first row of scores, b: the other rows from the lane's first column. */
-template <typename S>
-static __device__ __forceinline__ void tile_mix(float (&sum)[S::R][S::SUMS], const float *p,
-                                                const float *b) {
-    struct alignas(4 * S::RUN) Run {
-        float at[S::RUN];
-    };
-#pragma unroll 1
-    for (int j = 0; j < S::COLUMNS; j += 4) {
-        Pack<float> x[S::R];
-#pragma unroll
-        for (int i = 0; i < S::R; i++) x[i] = load_pack(p + 4 * i * S::SCORES + j);
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-#pragma unroll
-            for (int n = 0; n < S::SUMS; n += S::RUN) {
-                const Run y = *(const Run *)(b + (j + e) * S::ROW + 8 * n);
-#pragma unroll
-                for (int i = 0; i < S::R; i++)
-#pragma unroll
-                    for (int w = 0; w < S::RUN; w++) sum[i][n + w] += x[i].at[e] * y.at[w];
-            }
-    }
-}
-
-/* ---- masks ---- */
-
-/* Positions first <= i < end. */
-typedef struct Span {
-    int first, end;
-} Span;
-
-static __device__ __forceinline__ bool span_meets(Span s, int first, int end) {
-    return first < s.end && s.first < end;
-}
-
-static __device__ __forceinline__ int warp_least(int x) {
-    for (int offset = WARP / 2; offset > 0; offset /= 2)
-        x = min(x, __shfl_xor_sync(FULL_WARP, x, offset));
-    return x;
-}
-
-/* The keys that query i sees. */
-static __device__ __forceinline__ Span keys_of(const AttnArgs &a, const CudaMask &m, int i) {
-    if (!m.lo) return {0, a.Tk};
-    return {m.lo[a.offset + i], min(m.hi[a.offset + i], a.Tk)};
-}
-
-/* The keys that some (any) and that all of the queries first .. first + n - 1 see; called by all
- * lanes. No query: nobody sees anything. */
-typedef struct Seen {
-    Span any, all;
-} Seen;
-
-static __device__ Seen rows_see(const AttnArgs &a, const CudaMask &m, int first, int n) {
-    Seen s = {{a.Tk, 0}, {0, a.Tk}};
-    for (int i = first + (int)threadIdx.x % WARP; i < min(first + n, a.Tq); i += WARP) {
-        const Span k = keys_of(a, m, i);
-        s.any = {min(s.any.first, k.first), max(s.any.end, k.end)};
-        s.all = {max(s.all.first, k.first), min(s.all.end, k.end)};
-    }
-    s.any = {warp_least(s.any.first), -warp_least(-s.any.end)};
-    s.all = {-warp_least(-s.all.first), warp_least(s.all.end)};
-    return s;
-}
-
-/* s, products of own queries and the keys from `at` on, becomes scores in units of log 2, -inf
- * where a query does not see the key; all: the keys that all queries of the warp see. */
-template <typename S>
-static __device__ __forceinline__ void finish_scores(float (&s)[S::R][S::C], const AttnArgs &a,
-                                                     const CudaMask &m, Span all, const Place &me,
-                                                     int at) {
-    const float factor = a.scale * LOG2E;
-    const bool full = all.first <= at && at + S::COLUMNS <= all.end;
-#pragma unroll
-    for (int i = 0; i < S::R; i++) {
-        Span keys = all;
-        if (!full) keys = keys_of(a, m, min(me.first + me.row + 4 * i, a.Tq - 1));
+        for (int j = 0; j < S::C; j++) top[i] = fmaxf(top[i], s[i][j]);
+        for (int offset = 4; offset > 0; offset /= 2)
+            top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], offset));
+        const float base = top[i] > -INFINITY ? top[i] : 0; /* nothing visible yet: all p are 0 */
+        const float shrink = exp2_fast(before - base);
+        sum[i] *= shrink;
 #pragma unroll
         for (int j = 0; j < S::C; j++) {
-            const int key = at + me.tx + 8 * j;
-            const bool sees = full || (keys.first <= key && key < keys.end);
-            s[i][j] = sees ? s[i][j] * factor : -INFINITY;
+            s[i][j] = exp2_fast(s[i][j] - base);
+            sum[i] += s[i][j];
+        }
+#pragma unroll
+        for (int n = 0; n < S::SUMS; n++) out[i][n] *= shrink;
+    }
+}
+
+/* out becomes the mean of the values, and the log-sum-exps are written. */
+template <typename S>
+static __device__ __forceinline__ void softmax_end(const Flash &p, const Place &me,
+                                                   const float (&top)[S::R],
+                                                   const float (&sum)[S::R],
+                                                   float (&out)[S::R][S::SUMS]) {
+#pragma unroll
+    for (int i = 0; i < S::R; i++) {
+        float total = sum[i];
+        for (int offset = 4; offset > 0; offset /= 2)
+            total += __shfl_xor_sync(FULL_WARP, total, offset);
+        const float share = total == 0 ? 0 : 1 / total;
+#pragma unroll
+        for (int n = 0; n < S::SUMS; n++) out[i][n] *= share;
+        const int row = me.first + me.row + 4 * i;
+        if (me.tx == 0 && row < p.mask.Tq)
+            p.lse[me.head * p.mask.Tq + row] = top[i] * LN2 + logf(total);
+    }
+}
+
+/* The first tile of keys at or after key `at` that the block's queries see. */
+template <typename S>
+static __device__ __forceinline__ int first_tile(const Flash &p, const Limits &keys,
+                                                 const Place &me, int at) {
+    return S::COLUMNS *
+           mask_next(p.mask, keys, me.b, me.h, me.first, S::ROWS, at / S::COLUMNS, S::COLUMNS);
+}
+
+/* The last tiles of queries first: under a causal mask they see most. */
+template <typename S>
+static __device__ __forceinline__ void forward_block(const Flash &p) {
+    const Place me = place_of<S>(p, (int)(gridDim.x - 1 - blockIdx.x) / (p.B * p.H));
+    const Rows q = head_rows(p.q, me, p.mask.Tq, p.D), k = head_rows(p.k, me, p.mask.Tk, p.D),
+               v = head_rows(p.v, me, p.mask.Tk, p.D);
+    float *q_tile = (float *)shared_block(), *k_tile = q_tile + S::ROWS * S::ROW,
+          *v_tile = k_tile + S::COLUMNS * S::ROW, *scores = v_tile + S::COLUMNS * S::ROW;
+    float *p_lane = scores + me.row * S::SCORES;
+
+    const int warp_row = me.first + me.warp_row;
+    const Limits keys = rows_see(p, me, me.first, S::ROWS),
+                 warp = rows_see(p, me, warp_row, S::WARP_ROWS);
+    const int begin = first_tile<S>(p, keys, me, keys.first);
+    float out[S::R][S::SUMS] = {}, top[S::R], sum[S::R] = {};
+#pragma unroll
+    for (int i = 0; i < S::R; i++) top[i] = -INFINITY;
+
+    load_tile<S, S::ROWS>(q_tile, q, me.first);
+    load_tile<S, S::COLUMNS>(k_tile, k, begin);
+    tiles_arrive();
+    for (int at = begin, next; at < keys.end; at = next) {
+        const bool meets =
+            mask_meets(p.mask, warp, me.b, me.h, warp_row, S::WARP_ROWS, at, at + S::COLUMNS);
+        next = first_tile<S>(p, keys, me, at + S::COLUMNS);
+        load_tile<S, S::COLUMNS>(v_tile, v, at);
+        if (meets) {
+            float s[S::R][S::C], unused[S::R][S::C];
+            tile_dot<S>(s, q_tile + me.row * S::ROW, k_tile + me.tx * S::ROW);
+            finish_scores<S>(s, unused, p, warp, me, at);
+            softmax_step<S>(s, top, sum, out);
+            put_scores<S>(p_lane + me.tx, s);
+        }
+        tiles_arrive(); /* v; and nobody reads k */
+        if (next < keys.end) load_tile<S, S::COLUMNS>(k_tile, k, next);
+        if (meets) tile_mix<S>(out, p_lane, v_tile + me.tx * S::RUN);
+        tiles_arrive(); /* the next k; and nobody reads v */
+    }
+    softmax_end<S>(p, me, top, sum, out);
+    store_rows<S>(head_rows(p.out, me, p.mask.Tq, p.D), me, 1, out);
+}
+
+/* ---- backward ---- */
+
+enum { GROUP = BackwardTile<16>::WARP_ROWS }; /* keys of a group: a warp's */
+
+#if !FLEX_RUNTIME /* the first passes are built with the program alone */
+
+/* delta = rowsum(dout out). Eight lanes a row, rows in the order of memory. */
+static __global__ void delta_kernel(const __grid_constant__ Flash p) {
+    const int64_t i = global_thread() / 8;
+    const int lane = (int)threadIdx.x % 8, h = (int)(i % p.H), t = (int)(i / p.H % p.mask.Tq);
+    const int64_t b = i / p.H / p.mask.Tq, at = b * p.out.b + t * p.out.t + h * p.out.h;
+    const float *x = p.dout.data + at, *y = p.out.data + at;
+    float sum = 0;
+    for (int d = lane; b < p.B && d < p.D; d += 8) sum += x[d] * y[d];
+    for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+    if (b < p.B && lane == 0) p.delta[(b * p.H + h) * p.mask.Tq + t] = sum;
+}
+
+/* The queries from the first to the last that see a key of each group of GROUP keys, of all heads:
+ * what a warp that owns these keys has to meet. One warp a group. */
+static __global__ void queries_kernel(const __grid_constant__ Flash p) {
+    const int group = (int)(global_thread() / WARP), key = group * GROUP, Tq = p.mask.Tq;
+    if (key >= p.mask.Tk) return;
+    Span s = {Tq, 0};
+    if (p.mask.visit) {
+        const int cells = (Tq + CELL - 1) / CELL, bit = key / CELL;
+        for (int i = (int)threadIdx.x % WARP; i < cells * p.mask.plan_heads; i += WARP) {
+            const int row = i % cells * CELL;
+            if (p.mask.visit[(int64_t)i * p.mask.words + bit / 32] >> bit % 32 & 1)
+                s = {min(s.first, row), max(s.end, min(row + CELL, Tq))};
+        }
+    } else {
+        for (int i = (int)threadIdx.x % WARP; i < Tq; i += WARP) {
+            const Interval x = interval_of(p.mask, i);
+            if (x.lo < key + GROUP && key < x.hi) s = {min(s.first, i), max(s.end, i + 1)};
+        }
+    }
+    s = {warp_least(s.first), -warp_least(-s.end)};
+    if (threadIdx.x % WARP == 0) p.queries[group] = s;
+}
+
+#endif
+
+/* What backward knows of a query: its log-sum-exp in units of log 2 (+inf, so that p = 0, where it
+ * sees nothing or is none) and its delta. */
+typedef struct Query {
+    float lse, delta;
+} Query;
+
+static __device__ __forceinline__ Query query_of(const Flash &p, const Place &me, int i) {
+    if (i >= p.mask.Tq) return {INFINITY, 0};
+    const float lse = p.lse[me.head * p.mask.Tq + i];
+    return {lse == -INFINITY ? INFINITY : lse * LOG2E, p.delta[me.head * p.mask.Tq + i]};
+}
+
+/* From s = k q' and dp = v dout' of own keys and the queries from `at` on: p in the place of s, ds
+ * in the place of dp. */
+template <typename S>
+static __device__ __forceinline__ void keys_scores(float (&s)[S::R][S::C], float (&dp)[S::R][S::C],
+                                                   const Flash &p, const Place &me, int at) {
+#pragma unroll
+    for (int j = 0; j < S::C; j++) {
+        const int i = at + me.tx + 8 * j;
+        const Query query = query_of(p, me, i);
+        const Interval x = interval_of(p.mask, i);
+#pragma unroll
+        for (int r = 0; r < S::R; r++) {
+            const int key = me.first + me.row + 4 * r;
+            float slope;
+            const float score = score_of(p, s[r][j], me, i, key, &slope);
+            const bool sees = mask_sees(p.mask, x, me.b, me.h, i, key);
+            s[r][j] = sees ? exp2_fast(score - query.lse) : 0;
+            dp[r][j] = s[r][j] * (dp[r][j] - query.delta);
+            if (FLEX_HAS_SCORE) dp[r][j] *= sees ? slope : 0;
         }
     }
 }
+
+/* dk and dv. The first tiles of keys, which a causal mask shows to most queries, first. */
+template <typename S>
+static __device__ __forceinline__ void keys_block(const Flash &p) {
+    const Place me = place_of<S>(p, (int)blockIdx.x / (p.B * p.H));
+    const Rows q = head_rows(p.q, me, p.mask.Tq, p.D), k = head_rows(p.k, me, p.mask.Tk, p.D),
+               v = head_rows(p.v, me, p.mask.Tk, p.D), dout = head_rows(p.dout, me, p.mask.Tq, p.D);
+    float *k_tile = (float *)shared_block(), *v_tile = k_tile + S::ROWS * S::ROW,
+          *q_tile = v_tile + S::ROWS * S::ROW, *dout_tile = q_tile + S::COLUMNS * S::ROW,
+          *scores = dout_tile + S::COLUMNS * S::ROW;
+    float *p_lane = scores + me.row * S::SCORES;
+
+    const int warp_key = me.first + me.warp_row;
+    Span all = {p.mask.Tq, 0}, mine = all;
+    for (int row = 0; row < S::ROWS && me.first + row < p.mask.Tk; row += GROUP) {
+        const Span s = p.queries[(me.first + row) / GROUP];
+        all = {min(all.first, s.first), max(all.end, s.end)};
+        if (row == me.warp_row) mine = s;
+    }
+    const int begin = all.first / S::COLUMNS * S::COLUMNS;
+    float dk[S::R][S::SUMS] = {}, dv[S::R][S::SUMS] = {};
+
+    load_tile<S, S::ROWS>(k_tile, k, me.first);
+    load_tile<S, S::ROWS>(v_tile, v, me.first);
+    load_tile<S, S::COLUMNS>(q_tile, q, begin);
+    tiles_arrive();
+    for (int at = begin; at < all.end; at += S::COLUMNS) {
+        const bool meets =
+            span_meets(mine, at, at + S::COLUMNS) &&
+            plan_meets(p.mask, me.b, me.h, at, S::COLUMNS, warp_key, warp_key + S::WARP_ROWS);
+        float s[S::R][S::C], ds[S::R][S::C];
+        load_tile<S, S::COLUMNS>(dout_tile, dout, at);
+        if (meets) tile_dot<S>(s, k_tile + me.row * S::ROW, q_tile + me.tx * S::ROW);
+        tiles_arrive(); /* dout */
+        if (meets) {
+            tile_dot<S>(ds, v_tile + me.row * S::ROW, dout_tile + me.tx * S::ROW);
+            keys_scores<S>(s, ds, p, me, at);
+            put_scores<S>(p_lane + me.tx, ds);
+            __syncwarp();
+            tile_mix<S>(dk, p_lane, q_tile + me.tx * S::RUN);
+            __syncwarp();
+            put_scores<S>(p_lane + me.tx, s);
+        }
+        __syncthreads(); /* nobody reads q */
+        if (at + S::COLUMNS < all.end) load_tile<S, S::COLUMNS>(q_tile, q, at + S::COLUMNS);
+        if (meets) tile_mix<S>(dv, p_lane, dout_tile + me.tx * S::RUN);
+        tiles_arrive(); /* the next q; and nobody reads dout */
+    }
+    if (p.dk.data) store_rows<S>(head_rows(p.dk, me, p.mask.Tk, p.D), me, p.scale, dk);
+    if (p.dv.data) store_rows<S>(head_rows(p.dv, me, p.mask.Tk, p.D), me, 1, dv);
+}
+
+/* dq, in forward's order. */
+template <typename S>
+static __device__ __forceinline__ void dq_block(const Flash &p) {
+    const Place me = place_of<S>(p, (int)(gridDim.x - 1 - blockIdx.x) / (p.B * p.H));
+    const Rows q = head_rows(p.q, me, p.mask.Tq, p.D), k = head_rows(p.k, me, p.mask.Tk, p.D),
+               v = head_rows(p.v, me, p.mask.Tk, p.D), dout = head_rows(p.dout, me, p.mask.Tq, p.D);
+    float *q_tile = (float *)shared_block(), *dout_tile = q_tile + S::ROWS * S::ROW,
+          *k_tile = dout_tile + S::ROWS * S::ROW, *v_tile = k_tile + S::COLUMNS * S::ROW,
+          *scores = v_tile + S::COLUMNS * S::ROW;
+    float *ds_lane = scores + me.row * S::SCORES;
+
+    const int warp_row = me.first + me.warp_row;
+    const Limits keys = rows_see(p, me, me.first, S::ROWS),
+                 warp = rows_see(p, me, warp_row, S::WARP_ROWS);
+    const int begin = first_tile<S>(p, keys, me, keys.first);
+    float dq[S::R][S::SUMS] = {};
+    Query query[S::R];
+#pragma unroll
+    for (int i = 0; i < S::R; i++) query[i] = query_of(p, me, me.first + me.row + 4 * i);
+
+    load_tile<S, S::ROWS>(q_tile, q, me.first);
+    load_tile<S, S::ROWS>(dout_tile, dout, me.first);
+    load_tile<S, S::COLUMNS>(v_tile, v, begin);
+    tiles_arrive();
+    for (int at = begin, next; at < keys.end; at = next) {
+        const bool meets =
+            mask_meets(p.mask, warp, me.b, me.h, warp_row, S::WARP_ROWS, at, at + S::COLUMNS);
+        float s[S::R][S::C], ds[S::R][S::C], slope[S::R][S::C];
+        next = first_tile<S>(p, keys, me, at + S::COLUMNS);
+        load_tile<S, S::COLUMNS>(k_tile, k, at);
+        if (meets) tile_dot<S>(ds, dout_tile + me.row * S::ROW, v_tile + me.tx * S::ROW);
+        tiles_arrive(); /* k; and nobody reads v */
+        if (next < keys.end) load_tile<S, S::COLUMNS>(v_tile, v, next);
+        if (meets) {
+            tile_dot<S>(s, q_tile + me.row * S::ROW, k_tile + me.tx * S::ROW);
+            finish_scores<S>(s, slope, p, warp, me, at);
+#pragma unroll
+            for (int i = 0; i < S::R; i++)
+#pragma unroll
+                for (int j = 0; j < S::C; j++)
+                    ds[i][j] = exp2_fast(s[i][j] - query[i].lse) * (ds[i][j] - query[i].delta) *
+                               slope[i][j];
+            put_scores<S>(ds_lane + me.tx, ds);
+            __syncwarp();
+            tile_mix<S>(dq, ds_lane, k_tile + me.tx * S::RUN);
+        }
+        tiles_arrive(); /* the next v; and nobody reads k */
+    }
+    store_rows<S>(head_rows(p.dq, me, p.mask.Tq, p.D), me, p.scale, dq);
+}
+
+/* ---- kernels ---- */
+
+#if FLEX_RUNTIME
+#define FLASH_KERNEL(name, Shape)                                                               \
+    extern "C" __global__ void __launch_bounds__(Shape<FLEX_D>::THREADS, Shape<FLEX_D>::BLOCKS) \
+        flex_##name(const __grid_constant__ Flash p) {                                          \
+        name##_block<Shape<FLEX_D>>(p);                                                         \
+    }
+#else
+#define FLASH_KERNEL(name, Shape)                                                   \
+    template <int DP>                                                               \
+    static __global__ void __launch_bounds__(Shape<DP>::THREADS, Shape<DP>::BLOCKS) \
+        name##_kernel(const __grid_constant__ Flash p) {                            \
+        name##_block<Shape<DP>>(p);                                                 \
+    }
+#endif
+FLASH_KERNEL(forward, ForwardTile)
+FLASH_KERNEL(keys, BackwardTile)
+FLASH_KERNEL(dq, BackwardTile)
 
 #endif

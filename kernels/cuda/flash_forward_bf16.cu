@@ -5,10 +5,19 @@
 /* Heads whose keys and values stay in L2 together are computed together. */
 enum { GROUP_BYTES = 16 << 20 };
 
+FlexSource flash_source_forward_bf16(const AttnArgs *a) {
+    return {"kernels/cuda/flash_forward_bf16.cuh",
+            a->D <= 32   ? 32
+            : a->D <= 64 ? 64
+            : a->D <= 96 ? 96
+                         : 128,
+            ROWS};
+}
+
 template <int D>
-static void forward_start(Ctx *c, const Forward &p) {
-    launch(c, forward_kernel<D>, dim3((unsigned)(p.heads * p.n_tiles)), dim3(THREADS),
-           sizeof(ForwardShared<D>), p);
+static void forward_start(Ctx *c, const AttnArgs *a, const CudaMask *m, const Forward &p) {
+    flash_launch(c, m, flash_source_forward_bf16(a), "flex_forward", forward_kernel<D>,
+                 (unsigned)(p.heads * p.n_tiles), THREADS, sizeof(ForwardShared<D>), p);
 }
 
 void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
@@ -28,11 +37,11 @@ void flash_forward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
                        a->scale,
                        a->scale * LOG2E};
     if (a->D <= 32)
-        forward_start<32>(c, p);
+        forward_start<32>(c, a, &m, p);
     else if (a->D <= 64)
-        forward_start<64>(c, p);
+        forward_start<64>(c, a, &m, p);
     else if (a->D <= 96)
-        forward_start<96>(c, p);
+        forward_start<96>(c, a, &m, p);
     else
-        forward_start<128>(c, p);
+        forward_start<128>(c, a, &m, p);
 }

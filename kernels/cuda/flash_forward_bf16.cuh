@@ -311,16 +311,19 @@ static __device__ __forceinline__ void forward_block(const Forward &p) {
 }
 
 /* Blocks that share a multiprocessor: what registers may cost. */
-static constexpr int forward_blocks(int D) { return D <= 32 ? 4 : D <= 64 ? 3 : 2; }
+template <int D>
+struct ForwardBlocks {
+    enum { N = D <= 32 ? 4 : D <= 64 ? 3 : 2 };
+};
 
 #if FLEX_RUNTIME
-extern "C" __global__ void __launch_bounds__(THREADS, forward_blocks(FLEX_D))
+extern "C" __global__ void __launch_bounds__(THREADS, ForwardBlocks<FLEX_D>::N)
     flex_forward(const __grid_constant__ Forward p) {
     forward_block<FLEX_D>(p);
 }
 #else
 template <int D>
-static __global__ void __launch_bounds__(THREADS, forward_blocks(D))
+static __global__ void __launch_bounds__(THREADS, ForwardBlocks<D>::N)
     forward_kernel(const __grid_constant__ Forward p) {
     forward_block<D>(p);
 }

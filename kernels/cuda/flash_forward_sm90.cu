@@ -6,6 +6,11 @@
 /* Heads whose keys and values stay in L2 together are computed together. */
 enum { GROUP_BYTES = 16 << 20 };
 
+FlexSource flash_source_forward_sm90(const AttnArgs *a) {
+    return {"kernels/cuda/flash_forward_sm90.cuh", a->D,
+            a->D == 64 ? ForwardShape<64>::ROWS : ForwardShape<128>::ROWS};
+}
+
 template <int D>
 static void forward_start(Ctx *c, const AttnArgs *a, CudaMask m) {
     typedef ForwardShape<D> S;
@@ -25,8 +30,8 @@ static void forward_start(Ctx *c, const AttnArgs *a, CudaMask m) {
                        a->scale,
                        a->scale * LOG2E};
     const int items = heads * n_tiles, n_sm = cuda_of(c)->n_sm;
-    launch(c, forward_sm90_kernel<D>, dim3((unsigned)(items < n_sm ? items : n_sm)),
-           dim3(S::THREADS), sizeof(ForwardShared<D>), p);
+    flash_launch(c, &m, flash_source_forward_sm90(a), "flex_forward", forward_sm90_kernel<D>,
+                 (unsigned)(items < n_sm ? items : n_sm), S::THREADS, sizeof(ForwardShared<D>), p);
 }
 
 void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m) {

@@ -327,7 +327,8 @@ static __device__ __forceinline__ void forward_exp(ForwardRows<D> &w, float (&s)
 }
 
 /* The tile's scores and probabilities, of its first 8 N keys, and before (K > 0) out += p v of the
- * tile before, of its first 16 K keys, which goes on while they are made. */
+ * tile before, of its first 16 K keys, which goes on while they are made. Both are the template's:
+ * with branches around its products ptxas lets none overlap. */
 template <int N, int K, int D>
 static __device__ __forceinline__ void forward_tile(const Forward &p, ForwardView<D> &x,
                                                     ForwardRows<D> &w, bool full) {

@@ -18,7 +18,31 @@ static inline FlashMask flash_mask(const AttnArgs *a, const CudaMask *m) {
     f.offset = a->offset;
     f.lo = m->lo;
     f.hi = m->hi;
+    const CudaFlex *flex = m->flex;
+    if (!flex) return f;
+    f.asks = flex->asks;
+    f.visit = flex->visit;
+    f.full = flex->full;
+    f.words = flex->words;
+    f.b_rows = flex->b_rows;
+    f.h_rows = flex->h_rows;
+    f.plan_heads = flex->plan_heads;
+    for (int i = 0; i < FLEX_MAX_ARRAYS; i++) {
+        f.env.array[i] = flex->env.array[i];
+        f.env.length[i] = flex->env.length[i];
+    }
     return f;
+}
+
+/* Launches a kernel that was built with the program, or, where the mask has expressions, the one of
+ * that name of the source compiled behind them. */
+template <typename P>
+static inline void flash_launch(Ctx *c, const CudaMask *m, FlexSource source, const char *name,
+                                void (*built_in)(P), unsigned blocks, unsigned threads,
+                                size_t shared, const P &p) {
+    void (*kernel)(P) = built_in;
+    if (m->flex) kernel = (void (*)(P))flex_kernel(c, m->flex->code, source, name, NULL);
+    launch(c, kernel, dim3(blocks), dim3(threads), shared, p);
 }
 
 #endif

@@ -26,6 +26,9 @@
 
 #include "kernels/cuda/device_code.cuh"
 
+#define LOG2E 1.44269504f
+#define LN2 0.693147181f
+
 #ifdef FLEX_RUNTIME
 typedef FlexEnv FlashEnv;
 #else
@@ -35,6 +38,7 @@ typedef FlexEnv FlashEnv;
 typedef struct FlashEnv {
     const int *array[8];
     int length[8];
+    const float *learned;
 } FlashEnv;
 #endif
 
@@ -162,12 +166,19 @@ static __device__ __forceinline__ Limits mask_limits_all(const FlashMask &m, con
     return m.visit ? plan_limits(m, 0, m.plan_heads, row, n) : intervals_limits(x, n);
 }
 
+/* As far as a plan knows: whether somebody of rows row .. row + n - 1 sees a key of first .. end
+ * - 1.
+ */
+static __device__ __forceinline__ bool plan_meets(const FlashMask &m, int b, int h, int row, int n,
+                                                  int first, int end) {
+    return !FLEX_RUNTIME || !m.visit || plan_any(m, m.visit, 0, b, h, row, n, first, end);
+}
+
 /* Whether somebody of rows row .. row + n - 1, whose limits are l, sees a key of first .. end - 1.
  */
 static __device__ __forceinline__ bool mask_meets(const FlashMask &m, const Limits &l, int b, int h,
                                                   int row, int n, int first, int end) {
-    if (!limits_see(l, first, end)) return false;
-    return !FLEX_RUNTIME || !m.visit || plan_any(m, m.visit, 0, b, h, row, n, first, end);
+    return limits_see(l, first, end) && plan_meets(m, b, h, row, n, first, end);
 }
 
 /* Whether all of them see each of these keys. */
@@ -184,8 +195,7 @@ static __device__ __forceinline__ bool mask_full(const FlashMask &m, const Limit
 static __device__ __forceinline__ int mask_next(const FlashMask &m, const Limits &l, int b, int h,
                                                 int row, int n, int tile, int size) {
     if (FLEX_RUNTIME && m.visit)
-        while (tile * size < l.end &&
-               !plan_any(m, m.visit, 0, b, h, row, n, tile * size, (tile + 1) * size))
+        while (tile * size < l.end && !plan_meets(m, b, h, row, n, tile * size, (tile + 1) * size))
             tile++;
     return tile;
 }

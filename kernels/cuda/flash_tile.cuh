@@ -13,9 +13,6 @@
 #include "kernels/cuda/flash_mask.cuh"
 #include "kernels/cuda/ptx.cuh"
 
-#define LOG2E 1.44269504f
-#define LN2 0.693147181f
-
 /* ---- tensors ---- */
 
 /* A (B, T, H, D) view. wide: rows may be moved 16 bytes at a time. */

@@ -222,6 +222,13 @@ static __device__ __forceinline__ void wgmma_wait(float (&d)[N][4]) {
     "%40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, " \
     "%56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_NAMES_96                         \
+    WGMMA_NAMES_64                             \
+    ", "                                       \
+    "%64, %65, %66, %67, %68, %69, %70, %71, " \
+    "%72, %73, %74, %75, %76, %77, %78, %79, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, " \
+    "%88, %89, %90, %91, %92, %93, %94, %95"
 
 /* D (64, N) = A B, or (add) += A B, over 16 columns of A; sums in float32. Warp w of the warpgroup
  * has rows 16 w .. 16 w + 15 of A and D, in the fragments of mma_m16n8k16: d[n] is its D of columns
@@ -273,6 +280,19 @@ static __device__ __forceinline__ void wgmma_128(float (&d)[16][4], const uint32
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_DOWN)
         : "memory");
 }
+/* From shared memory alone: the sums take 96 registers. */
+template <bool A_DOWN, bool B_DOWN>
+static __device__ __forceinline__ void wgmma_192(float (&d)[24][4], Matrix a, Matrix b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" WGMMA_NAMES_96
+        "}, "
+        "%96, %97, p, 1, 1, %99, %100;\n}"
+        : WGMMA_32(0), WGMMA_32(8), WGMMA_32(16)
+        : "l"(a), "l"(b), "r"((int)add), "n"((int)A_DOWN), "n"((int)B_DOWN)
+        : "memory");
+}
+#undef WGMMA_NAMES_96
 #undef WGMMA_NAMES_64
 #undef WGMMA_NAMES_32
 #undef WGMMA_32
@@ -294,8 +314,8 @@ static __device__ __forceinline__ Matrix matrix_along(const bf16 *p) {
     return matrix_of(p, 16, 1024);
 }
 
-/* The Matrix whose k runs down: 16 rows from `p` on, a row that is a multiple of 16 of a panel; its
- * other index runs along the rows, through the panel that lies panel_bytes further from 64 on. */
+/* The Matrix whose k runs down: 16 rows from `p` on, a row that is a multiple of 8 of a panel; its
+ * other index runs along the rows, through the panels that lie panel_bytes apart. */
 static __device__ __forceinline__ Matrix matrix_down(const bf16 *p, int panel_bytes) {
     return matrix_of(p, panel_bytes, 1024);
 }
@@ -309,11 +329,13 @@ static __device__ __forceinline__ Matrix matrix_further(Matrix m, int bytes) {
 /* wgmma_N by the number of d's columns. */
 template <bool A_DOWN, bool B_DOWN, int N>
 static __device__ __forceinline__ void wgmma(float (&d)[N][4], Matrix a, Matrix b, bool add) {
-    static_assert(N == 8 || N == 16, "64 or 128 columns");
+    static_assert(N == 8 || N == 16 || N == 24, "64, 128 or 192 columns");
     if constexpr (N == 8)
         wgmma_64<A_DOWN, B_DOWN>(d, a, b, add);
-    else
+    else if constexpr (N == 16)
         wgmma_128<A_DOWN, B_DOWN>(d, a, b, add);
+    else
+        wgmma_192<A_DOWN, B_DOWN>(d, a, b, add);
 }
 template <bool B_DOWN, int N>
 static __device__ __forceinline__ void wgmma(float (&d)[N][4], const uint32_t a[4], Matrix b,

@@ -14,4 +14,10 @@ bool tensor_map_fits(const void *data, AttnStride s);
  * or T rows is zero, and is not stored. Ends the run with a sentence where the driver refuses. */
 TensorMap tensor_map(Ctx *c, const void *data, AttnStride s, int B, int T, int H, int D, int rows);
 
+/* The map of images (n, h, w, D) in bf16, D a multiple of 64: boxes of 64 channels of `rows` rows
+ * of `across` pixels (at most 256 each) of one image, which become panels of rows across rows;
+ * coordinates (channel, x, y, image). What lies outside of an image, or is no image, is zero. */
+TensorMap tensor_map_image(Ctx *c, const void *data, int n, int h, int w, int D, int across,
+                           int rows);
+
 #endif

@@ -9,8 +9,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { DIGEST_FILE_MAX = 4096 };
-
 /* Parents too, as mkdir -p does. */
 static int make_folders(const char *folder) {
     char path[PATH_MAX];
@@ -78,47 +76,76 @@ static int open_own(int dir, const char *name) {
     return -1;
 }
 
-static int digest(int fd, char hex[SHA256_HEX]) {
+/* The whole file, with a zero behind it, to be freed by free(); NULL where it cannot be read. */
+static char *read_all(int fd, size_t *size) {
+    struct stat s;
+    if (fstat(fd, &s)) return NULL;
+    char *data = malloc((size_t)s.st_size + 1);
+    ssize_t n = 1;
+    *size = 0;
+    while (data && *size < (size_t)s.st_size && n > 0) {
+        n = read(fd, data + *size, (size_t)s.st_size - *size);
+        if (n > 0) *size += (size_t)n;
+    }
+    if (data) data[*size] = '\0';
+    return data;
+}
+
+static void digest(const void *data, size_t size, char hex[SHA256_HEX]) {
     Sha256 s;
-    char buffer[DIGEST_FILE_MAX];
-    ssize_t n;
     sha256_init(&s);
-    while ((n = read(fd, buffer, sizeof buffer)) > 0) sha256_add(&s, buffer, (size_t)n);
+    sha256_add(&s, data, size);
     sha256_hex(&s, hex);
-    return n < 0 ? -1 : 0;
 }
 
-bool cache_has(int dir, const char *key) {
-    char name[SHA256_HEX + 16], is[SHA256_HEX], was[SHA256_HEX] = "";
-    snprintf(name, sizeof name, "%s.sha256", key);
-    const int side = open_own(dir, name);
-    if (side < 0) return false;
-    const ssize_t n = read(side, was, sizeof was - 1);
-    close(side);
-    if (n != (ssize_t)sizeof was - 1) return false;
-    snprintf(name, sizeof name, "%s.so", key);
-    const int object = open_own(dir, name);
-    if (object < 0) return false;
-    const bool good = digest(object, is) == 0 && !strcmp(is, was);
-    close(object);
-    return good;
+static char *read_own(int dir, const char *key, const char *end, size_t *size) {
+    char name[SHA256_HEX + 16];
+    snprintf(name, sizeof name, "%s%s", key, end);
+    const int fd = open_own(dir, name);
+    char *data = fd >= 0 ? read_all(fd, size) : NULL;
+    if (fd >= 0) close(fd);
+    return data;
 }
 
-static int write_digest(const char *path, const char hex[SHA256_HEX]) {
+void *cache_get(int dir, const char *key, const char *end, size_t *size) {
+    size_t n;
+    char is[SHA256_HEX], *was = read_own(dir, key, ".sha256", &n),
+                         *data = was ? read_own(dir, key, end, size) : NULL;
+    if (data) digest(data, *size, is);
+    if (data && strcmp(is, was)) {
+        free(data);
+        data = NULL;
+    }
+    free(was);
+    return data;
+}
+
+bool cache_has(int dir, const char *key, const char *end) {
+    size_t size;
+    void *data = cache_get(dir, key, end, &size);
+    free(data);
+    return data;
+}
+
+static int write_file(const char *path, const void *data, size_t size) {
     const int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return -1;
-    const bool wrote = write(fd, hex, SHA256_HEX - 1) == SHA256_HEX - 1;
+    const bool wrote = write(fd, data, size) == (ssize_t)size;
     return close(fd) == 0 && wrote ? 0 : -1;
 }
 
-int cache_put(int dir, const char *key, const char *object, const char *work_folder, Err *e) {
+int cache_put(int dir, const char *key, const char *end, const char *object,
+              const char *work_folder, Err *e) {
     char hex[SHA256_HEX], side[PATH_MAX + 64], name[SHA256_HEX + 16];
     snprintf(side, sizeof side, "%s/digest", work_folder);
     const int fd = open(object, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    bool good = fd >= 0 && fchmod(fd, 0600) == 0 && digest(fd, hex) == 0;
+    size_t size;
+    char *data = fd >= 0 && fchmod(fd, 0600) == 0 ? read_all(fd, &size) : NULL;
     if (fd >= 0) close(fd);
-    good = good && write_digest(side, hex) == 0;
-    snprintf(name, sizeof name, "%s.so", key);
+    if (data) digest(data, size, hex);
+    bool good = data && write_file(side, hex, SHA256_HEX - 1) == 0;
+    free(data);
+    snprintf(name, sizeof name, "%s%s", key, end);
     good = good && renameat(AT_FDCWD, object, dir, name) == 0;
     snprintf(name, sizeof name, "%s.sha256", key);
     good = good && renameat(AT_FDCWD, side, dir, name) == 0;
@@ -129,6 +156,26 @@ int cache_put(int dir, const char *key, const char *object, const char *work_fol
                    "compiled code cannot be kept in the cache: %s; free some space, or choose "
                    "another folder for it",
                    strerror(why));
+}
+
+int cache_put_bytes(int dir, const char *folder, const char *key, const char *end, const void *data,
+                    size_t size, Err *e) {
+    char work[PATH_MAX], path[PATH_MAX + 64];
+    const int length = snprintf(work, sizeof work, "%s/build-XXXXXX", folder);
+    if (length >= PATH_MAX || !mkdtemp(work))
+        return err_set(e, "the cache folder %s cannot be written: %s; choose another", folder,
+                       length >= PATH_MAX ? "its path is too long" : strerror(errno));
+    snprintf(path, sizeof path, "%s/object", work);
+    int status = 0;
+    if (write_file(path, data, size))
+        status = err_set(e,
+                         "compiled code cannot be written to %s: %s; free some space, or choose "
+                         "another cache folder",
+                         path, strerror(errno));
+    if (status == 0) status = cache_put(dir, key, end, path, work, e);
+    unlink(path);
+    rmdir(work);
+    return status;
 }
 
 int cache_make_private(char *path, Err *e) {

@@ -9,12 +9,19 @@
 static int fault_sentence(const FlexProgram *p, const char *option, const char *text,
                           const FlexFault *f, Err *e) {
     char sentence[256], where[96];
+    const char *name = NULL; /* of the array whose index is at fault */
+    int length = 0;
     snprintf(where, sizeof where, "at b %d, h %d, q %d, k %d", f->b, f->h, f->q, f->k);
     if (f->node->op == FX_INDEX)
+        name = p->name[f->node->value.i], length = p->env.length[f->node->value.i];
+    for (int i = 0; f->node->op == FX_LOAD && i < p->n_learned; i++)
+        if (p->learned[i].begin == f->node->value.i)
+            name = p->learned[i].name, length = p->learned[i].length;
+    if (name)
         snprintf(sentence, sizeof sentence,
                  "%s[%d] is outside the array, whose elements are 0 to %d, %s; guard it with ?: or "
                  "min and max",
-                 p->name[f->node->value.i], f->index, p->env.length[f->node->value.i] - 1, where);
+                 name, f->index, length - 1, where);
     else
         snprintf(sentence, sizeof sentence, "division by zero %s; guard it with ?:", where);
     return flex_caret(e, option, text, f->node->at, sentence);

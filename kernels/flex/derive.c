@@ -1,5 +1,6 @@
-/* The symbolic derivative by the score. NULL stands for zero everywhere, so that a product with it
- * vanishes instead of becoming 0 x, which is NaN where x is not finite. */
+/* The symbolic derivative, by the score or by an element of a learned array. NULL stands for zero
+ * everywhere, so that a product with it vanishes instead of becoming 0 x, which is NaN where x is
+ * not finite. */
 #include "kernels/flex/tree.h"
 
 static FlexNode *op1(FlexTree *t, FlexOp op, FlexNode *a) {
@@ -71,49 +72,59 @@ static FlexNode *slope(FlexTree *t, FlexNode *x) {
     }
 }
 
+static FlexNode *derive(FlexTree *t, FlexNode *n);
+
 static FlexNode *rule(FlexTree *t, FlexNode *x) {
-    if (!(x->asks & ASKS_SCORE) || x->type == FLEX_INT) return NULL;
+    const unsigned asks = t->by->op == FX_SCORE ? ASKS_SCORE : ASKS_LEARNED;
+    if (x == t->by) return flex_float(t, 1.0f);
+    if (!(x->asks & asks) || x->type == FLEX_INT) return NULL;
     FlexNode *a = x->arg[0], *b = x->arg[1];
     switch (x->op) {
-        case FX_SCORE:
-            return flex_float(t, 1.0f);
+        case FX_LOAD:     /* of another element */
         case FX_TO_FLOAT: /* of a comparison: it jumps, and is flat elsewhere */
         case FX_SIGN:
         case FX_FLOOR:
         case FX_CEIL:
             return NULL;
         case FX_COND:
-            return choose(t, a, flex_derive(t, b), flex_derive(t, x->arg[2]));
+            return choose(t, a, derive(t, b), derive(t, x->arg[2]));
         case FX_MIN:
-            return choose(t, op2(t, FX_LT, a, b), flex_derive(t, a), flex_derive(t, b));
+            return choose(t, op2(t, FX_LT, a, b), derive(t, a), derive(t, b));
         case FX_MAX:
-            return choose(t, op2(t, FX_GT, a, b), flex_derive(t, a), flex_derive(t, b));
+            return choose(t, op2(t, FX_GT, a, b), derive(t, a), derive(t, b));
         case FX_MUL:
-            return product(t, a, b, flex_derive(t, a), flex_derive(t, b));
+            return product(t, a, b, derive(t, a), derive(t, b));
         case FX_DIV:
-            return quotient(t, x, flex_derive(t, a), flex_derive(t, b));
+            return quotient(t, x, derive(t, a), derive(t, b));
         case FX_NEG: {
-            FlexNode *da = flex_derive(t, a);
+            FlexNode *da = derive(t, a);
             return da ? op1(t, FX_NEG, da) : NULL;
         }
         case FX_ADD:
         case FX_SUB: {
-            FlexNode *da = flex_derive(t, a), *db = flex_derive(t, b);
+            FlexNode *da = derive(t, a), *db = derive(t, b);
             if (da && db) return op2(t, x->op, da, db);
             return da ? da : db && x->op == FX_SUB ? op1(t, FX_NEG, db) : db;
         }
         default: {
-            FlexNode *da = flex_derive(t, a);
+            FlexNode *da = derive(t, a);
             return da ? times(t, da, slope(t, x)) : NULL;
         }
     }
 }
 
-FlexNode *flex_derive(FlexTree *t, FlexNode *n) {
+static FlexNode *derive(FlexTree *t, FlexNode *n) {
     if (!n->derived) {
         FlexNode *d = rule(t, n);
         n->derivative = d;
         n->derived = true;
     }
     return n->derivative;
+}
+
+FlexNode *flex_derive(FlexTree *t, FlexNode *n, const FlexNode *x) {
+    if (t->by != x)
+        for (int i = 0; i < t->n_nodes; i++) t->node[i].derived = false;
+    t->by = x;
+    return derive(t, n);
 }

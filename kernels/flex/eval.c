@@ -29,19 +29,35 @@ static void find_zero(const Lanes *at, const FlexNode *x, int n, const unsigned 
         if (divisor[i] == 0 && (!active || active[i])) report(at, x, i, 0);
 }
 
+static void find_outside(const Lanes *at, const FlexNode *x, int n, const unsigned char *active,
+                         const int *index, int length) {
+    for (int i = 0; listens(at) && i < n; i++)
+        if ((index[i] < 0 || index[i] >= length) && (!active || active[i]))
+            report(at, x, i, index[i]);
+}
+
 static void eval_index(const Lanes *at, const FlexNode *x, int n, const unsigned char *active,
                        FlexLanes *out) {
     const int *array = at->env->array[x->value.i], length = at->env->length[x->value.i];
-    FlexLanes inner, *index = &inner;
+    FlexLanes index;
     if (x->arg[0]->op == FX_KEY) { /* one piece of the array, which reaches beyond the last key */
         memcpy(out->i, array + at->k, (size_t)n * sizeof *array);
         return;
     }
-    eval(at, x->arg[0], n, active, index);
-    for (int i = 0; listens(at) && i < n; i++)
-        if ((index->i[i] < 0 || index->i[i] >= length) && (!active || active[i]))
-            report(at, x, i, index->i[i]);
-    for (int i = 0; i < n; i++) out->i[i] = array[flex_clamp(index->i[i], length)];
+    eval(at, x->arg[0], n, active, &index);
+    find_outside(at, x, n, active, index.i, length);
+    for (int i = 0; i < n; i++) out->i[i] = array[flex_clamp(index.i[i], length)];
+}
+
+static void eval_load(const Lanes *at, const FlexNode *x, int n, const unsigned char *active,
+                      FlexLanes *out) {
+    const int length = x->arg[1]->value.i;
+    const float *values = at->env->learned;
+    FlexLanes index;
+    eval(at, x->arg[0], n, active, &index);
+    find_outside(at, x, n, active, index.i, length);
+    for (int i = 0; i < n; i++)
+        out->f[i] = values ? values[x->value.i + flex_clamp(index.i[i], length)] : 0.0f;
 }
 
 /* x's argument number `which`, of which only those lanes count where condition is `wanted`. */
@@ -237,6 +253,10 @@ static void eval(const Lanes *at, const FlexNode *x, int n, const unsigned char 
     }
     if (x->op == FX_INDEX) {
         eval_index(at, x, n, active, out);
+        return;
+    }
+    if (x->op == FX_LOAD) {
+        eval_load(at, x, n, active, out);
         return;
     }
     FlexLanes a, b;

@@ -1,10 +1,13 @@
 /* flex: a small language for attention masks and scores. An expression is parsed to a tree, typed,
- * differentiated by the score, and printed as C, which the system's compiler builds into the very
- * kernel source that sdpa is made from. The user's text itself never reaches a compiler.
+ * differentiated by the score, and printed as C, which the system's compiler (for CUDA: NVRTC)
+ * builds into the very kernel source that sdpa is made from. The user's text itself never reaches a
+ * compiler.
  *
  * The language: C expressions of two types, int (32 bits, wraps) and float.
  *   names      b, h, q, k (batch, head, position of query and key; int), score (float, in --score
- *              only: scale q k' before the softmax), arrays of int: frame[k], doc[q], any int index
+ *              only: scale q k' before the softmax), arrays of int: frame[k], doc[q], any int
+ *              index; in --score learned arrays of float, slope[h] or bias[q - k + 63], whose index
+ *              may ask all but the score and learned arrays
  *   literals   12 (int), 0.5, 1e-3 (float)
  *   operators  ?: || && | ^ & == != < <= > >= + - * / % unary - ! ( ), with C's precedence; an int
  *              beside a float becomes a float; % & | ^ and indices take ints only; a comparison
@@ -15,12 +18,13 @@
  *
  * Where C leaves something undefined, this language does not: int arithmetic wraps; a / 0 and a % 0
  * and an index outside its array are found and named when a program is made (every position below T
- * is tried with score 0; a branch that ?:, && or || does not take is not), and in kernels, where
- * positions beyond T may be asked, they give 0 and the nearest element. NaN stays NaN: min and max
- * return it.
+ * is tried with score 0 and learned arrays of 0; a branch that ?:, && or || does not take is not),
+ * and in kernels, where positions beyond T may be asked, they give 0 and the nearest element. NaN
+ * stays NaN: min and max return it.
  *
  * The derivative d score' / d score is symbolic: sums, products, quotients, the chain rule; ?: by
  * branch; min, max and abs by a subgradient (abs has 0 at 0); comparisons, floor and ceil give 0.
+ * So are those by the learned arrays' elements, d score' / d slope[h]: see captures below.
  *
  * One thread at a time may use a program (it remembers plans and modules); evaluation and finished
  * plans are read-only and may be used by many. Tests and masks use all of this; kernels need
@@ -34,15 +38,21 @@
 #include "llmc_like/error.h"
 
 enum {
-    FLEX_MAX_TEXT = 1000, /* characters of an expression */
-    FLEX_MAX_DEPTH = 100, /* levels of its tree */
-    FLEX_MAX_ARRAYS = 8,
+    FLEX_MAX_TEXT = 1000,       /* characters of an expression */
+    FLEX_MAX_DEPTH = 100,       /* levels of its tree */
+    FLEX_NAME = 32,             /* bytes of an array's name, with the 0 at its end */
+    FLEX_MAX_ARRAYS = 8,        /* of int */
+    FLEX_MAX_LEARNED = 8,       /* arrays of float, */
+    FLEX_MAX_NUMBERS = 1 << 20, /* of so many numbers each */
+    FLEX_MAX_CAPTURES = 16,
     FLEX_PAD = 256 /* arrays may be read this far beyond their end; see flex_env */
 };
 
 typedef struct FlexProgram FlexProgram;
 
-/* An array that expressions may name. The program copies it. */
+/* An array that expressions may name. The program copies it. data NULL: a learned array, of floats,
+ * for score expressions alone. Its values are no part of the program, since every step changes
+ * them; see flex_set_learned. */
 typedef struct FlexArray {
     const char *name;
     const int *data;
@@ -53,13 +63,15 @@ typedef struct FlexArray {
 typedef struct FlexEnv {
     const int *array[8];
     int length[8];
+    const float *learned; /* all learned arrays, one after the other */
 } FlexEnv;
 
 /* Parses, types, differentiates and checks. mask_text, score_text: an expression each, or NULL or
  * "" for none. T positions, B and H what b and h run over. On success *out is the caller's, to be
  * freed by flex_free. -1 and a sentence, with the expression and a caret under the place, for
  * anything outside the language, for a division by zero or an index outside its array at any
- * position, and for a mask that leaves a query nothing to see (the first such query is named). */
+ * position, for a mask that leaves a query nothing to see (the first such query is named), and for
+ * a learned array whose name is taken or by which the score has no derivative. */
 int flex_parse(FlexProgram **out, const char *mask_text, const char *score_text,
                const FlexArray *arrays, int n_arrays, int T, int B, int H, Err *e);
 void flex_free(FlexProgram *p); /* closes its modules too; NULL is allowed */
@@ -89,6 +101,19 @@ void flex_bind(FlexProgram *p, const char *name, const int *data, int length);
  * there mean nothing, but nothing is read out of bounds. Lives as long as the program. */
 const FlexEnv *flex_env(const FlexProgram *p);
 
+/* Captures: the places of the score expression where a learned array is read, each with
+ *   index   which number it reads, counted through all arrays in the order of their declaration
+ *   grad    d score' / d that number, all others held
+ * so that d loss / d number i is the sum of (d loss / d score') grad over all captures, b, h, q and
+ * k whose index is i. (What adds the same to all keys of a query, as score + bias[h] does, has the
+ * gradient 0, since the softmax does not see it.) Equal reads are one capture. */
+int flex_captures(const FlexProgram *p); /* how many; 0: nothing is learned */
+int flex_learned(const FlexProgram *p);  /* numbers of all learned arrays together */
+
+/* What learned arrays hold from now on: flex_learned numbers, the caller's, in the memory of the
+ * device that is to read them. NULL, as at first: zeros (for the interpreter alone). */
+void flex_set_learned(const FlexProgram *p, const float *values);
+
 /* The interpreter. Without a mask (score) expression everything is visible (the score stays). The
  * row versions do keys k0 .. k0 + n - 1 at about half a nanosecond per operation and key; out may
  * be score. Tests compare generated code with these; they use the same elementary functions, so
@@ -102,6 +127,10 @@ void flex_eval_score_row(const FlexProgram *p, const float *score, int b, int h,
                          int n, float *out);
 void flex_eval_score_grad_row(const FlexProgram *p, const float *score, int b, int h, int q, int k0,
                               int n, float *out);
+
+/* Capture number j of keys k0 .. k0 + n - 1, by their scores before the expression. */
+void flex_eval_capture_row(const FlexProgram *p, int j, const float *score, int b, int h, int q,
+                           int k0, int n, int *index, float *grad);
 
 /* Visible pairs of queries offset .. offset + Tq - 1 and keys 0 .. Tk - 1, the mean over (b, h);
  * remembered by shape. */
@@ -165,16 +194,23 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
 /* ---- Code. ---- */
 
 /* The C text that defines, for kernels,
- *   typedef struct FlexEnv { const int *array[8]; int length[8]; } FlexEnv;
+ *   #define FLEX_INLINE static inline (in device code static __device__ __forceinline__)
+ *   typedef struct FlexEnv { const int *array[8]; int length[8]; const float *learned; } FlexEnv;
  *   #define FLEX_HAS_SCORE 0|1
  *   #define FLEX_HAS_MASK 0|1
  *   #define FLEX_BY_DOCUMENT 0|1
  *   #define FLEX_HAS_REST 0|1
- *   static inline float flex_score(float score, int b, int h, int q, int k, const FlexEnv *env);
- *   static inline float flex_score_grad(float score, int b, int h, int q, int k,
+ *   FLEX_INLINE float flex_score(float score, int b, int h, int q, int k, const FlexEnv *env);
+ *   FLEX_INLINE float flex_score_grad(float score, int b, int h, int q, int k,
  *                                       const FlexEnv *env);       d flex_score / d score
- *   static inline int flex_mask(int b, int h, int q, int k, const FlexEnv *env);         0 or 1
- *   static inline int flex_rest(int b, int h, int q, int k, const FlexEnv *env);
+ *   #define FLEX_CAPTURES n, #define FLEX_LEARNED n        flex_captures, flex_learned
+ *   #define FLEX_EACH_CAPTURE(X) X(0, FLEX_ONE_PLACE) ...   J and what its index asks:
+ *       FLEX_ONE_PLACE neither q nor k, FLEX_BY_DISTANCE both through q - k alone, FLEX_ANY_PLACE
+ *   FLEX_INLINE int flex_capture_index_J(int b, int h, int q, int k, const FlexEnv *env);
+ *   FLEX_INLINE float flex_capture_grad_J(float score, int b, int h, int q, int k,
+ *                                         const FlexEnv *env);
+ *   FLEX_INLINE int flex_mask(int b, int h, int q, int k, const FlexEnv *env);         0 or 1
+ *   FLEX_INLINE int flex_rest(int b, int h, int q, int k, const FlexEnv *env);
  *       flex_mask inside a document, where FLEX_BY_DOCUMENT
  * whatever of them the program has (all are defined always: score itself, 1, 1 and 1 stand in).
  * They are branch-free and call no library, so that a loop over k vectorises:
@@ -182,8 +218,11 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
  * at -O3 -fno-math-errno -fno-trapping-math. So does one over flex_mask that stores floats (ints
  * might be the very arrays that it reads). The elementary functions are those of
  * kernels/flex/flex_math.h, relative error about 1e-6. p NULL: the stand-ins alone. The text is the
- * caller's, to be freed by free(). */
+ * caller's, to be freed by free(). As CUDA (where __CUDACC__ is defined) it is device code. */
 char *flex_prelude(const FlexProgram *p);
+
+/* The same text, made at the first call; the program's. */
+const char *flex_prelude_kept(const FlexProgram *p);
 
 /* Where code is compiled and kept. */
 typedef struct FlexBuild {
@@ -217,6 +256,7 @@ void flex_module_close(FlexModule *m);
 /* What a program's modules are built with from now on (strings are copied); before, FlexBuild's
  * NULLs hold. */
 void flex_set_build(const FlexProgram *p, const FlexBuild *build);
+const char *flex_cache(const FlexProgram *p); /* FlexBuild.cache of that, or NULL */
 
 /* The program's own module for this source (compared by address) and these flags: loaded at the
  * first call, remembered from then on, and so is a failure with its sentence. Owned by the program.

@@ -69,6 +69,13 @@ static void print_index(Printer *w, const FlexNode *n) {
     fputs("]", w->out);
 }
 
+/* Not by flex_clamp: with a constant length GCC widens its result, and then gathers nothing. */
+static void print_load(Printer *w, const FlexNode *n) {
+    fprintf(w->out, "env->learned[%d + flex_imin(flex_imax(", n->value.i);
+    print_node(w, n->arg[0]);
+    fprintf(w->out, ", 0), %d)]", n->arg[1]->value.i - 1);
+}
+
 static void print_infix(Printer *w, const FlexNode *n, const char *sign,
                         void (*print)(Printer *, const FlexNode *)) {
     fputs("(", w->out);
@@ -113,6 +120,9 @@ static void print_op(Printer *w, const FlexNode *n) {
             return;
         case FX_INDEX:
             print_index(w, n);
+            return;
+        case FX_LOAD:
+            print_load(w, n);
             return;
         case FX_TO_FLOAT:
             print_wrapped(w, "(float)(", n->arg[0]);
@@ -165,7 +175,9 @@ static void print_names(Printer *w, const FlexNode *n) {
     w->name[n->id] = ++w->n_names;
 }
 
-static void print_function(FILE *out, const char *head, const FlexNode *n, const char *stand_in) {
+/* truth: an int is asked whether it is true. */
+static void print_function(FILE *out, const char *head, const FlexNode *n, bool truth,
+                           const char *stand_in) {
     fprintf(out, "\n%s {\n    (void)b, (void)h, (void)q, (void)k, (void)env;\n", head);
     if (!n) {
         fprintf(out, "    return %s;\n}\n", stand_in);
@@ -178,12 +190,29 @@ static void print_function(FILE *out, const char *head, const FlexNode *n, const
     count_uses(&w, n);
     print_names(&w, n);
     fputs("    return ", out);
-    if (n->type == FLEX_INT)
-        print_truth(&w, n);
-    else
-        print_node(&w, n);
+    (truth ? print_truth : print_node)(&w, n);
     fputs(";\n}\n", out);
     free(w.uses);
+}
+
+static void print_captures(FILE *out, const FlexProgram *p, const char *arguments) {
+    const int n = p ? flex_captures(p) : 0;
+    char head[160];
+    fprintf(out, "\n#define FLEX_CAPTURES %d\n#define FLEX_LEARNED %d\n", n,
+            p ? flex_learned(p) : 0);
+    fputs(
+        "enum { FLEX_ONE_PLACE, FLEX_BY_DISTANCE, FLEX_ANY_PLACE };\n"
+        "#define FLEX_EACH_CAPTURE(X)",
+        out);
+    for (int j = 0; j < n; j++) fprintf(out, " X(%d, %s)", j, flex_capture_kind(&p->capture[j]));
+    fputs("\n", out);
+    for (int j = 0; j < n; j++) {
+        snprintf(head, sizeof head, "FLEX_INLINE int flex_capture_index_%d(%s", j, arguments);
+        print_function(out, head, p->capture[j].index, false, NULL);
+        snprintf(head, sizeof head, "FLEX_INLINE float flex_capture_grad_%d(float score, %s", j,
+                 arguments);
+        print_function(out, head, p->capture[j].grad, false, NULL);
+    }
 }
 
 char *flex_prelude(const FlexProgram *p) {
@@ -194,20 +223,28 @@ char *flex_prelude(const FlexProgram *p) {
     const bool score = p && p->score, mask = p && p->mask, by_document = p && p->by_document;
     fputs(flex_math_text, out);
     fprintf(out,
-            "\ntypedef struct FlexEnv {\n    const int *array[8];\n    int length[8];\n} FlexEnv;\n"
+            "\ntypedef struct FlexEnv {\n    const int *array[8];\n    int length[8];\n"
+            "    const float *learned;\n} FlexEnv;\n"
             "\n#define FLEX_HAS_SCORE %d\n#define FLEX_HAS_MASK %d\n"
             "#define FLEX_BY_DOCUMENT %d\n#define FLEX_HAS_REST %d\n",
             score, mask, by_document, by_document && p->rest);
     const char *const arguments = "int b, int h, int q, int k, const FlexEnv *env)";
     char head[160];
-    snprintf(head, sizeof head, "static inline float flex_score(float score, %s", arguments);
-    print_function(out, head, score ? p->score : NULL, "score");
-    snprintf(head, sizeof head, "static inline float flex_score_grad(float score, %s", arguments);
-    print_function(out, head, score ? p->grad : NULL, score ? "0.0f" : "1.0f");
-    snprintf(head, sizeof head, "static inline int flex_mask(%s", arguments);
-    print_function(out, head, mask ? p->mask : NULL, "1");
-    snprintf(head, sizeof head, "static inline int flex_rest(%s", arguments);
-    print_function(out, head, by_document ? p->rest : NULL, "1");
+    snprintf(head, sizeof head, "FLEX_INLINE float flex_score(float score, %s", arguments);
+    print_function(out, head, score ? p->score : NULL, false, "score");
+    snprintf(head, sizeof head, "FLEX_INLINE float flex_score_grad(float score, %s", arguments);
+    print_function(out, head, score ? p->grad : NULL, false, score ? "0.0f" : "1.0f");
+    snprintf(head, sizeof head, "FLEX_INLINE int flex_mask(%s", arguments);
+    print_function(out, head, mask ? p->mask : NULL, true, "1");
+    snprintf(head, sizeof head, "FLEX_INLINE int flex_rest(%s", arguments);
+    print_function(out, head, by_document ? p->rest : NULL, true, "1");
+    print_captures(out, p, arguments);
     CHECK(fclose(out) == 0 && text, "no memory for generated code");
     return text;
+}
+
+const char *flex_prelude_kept(const FlexProgram *p) {
+    FlexMemory *m = p->memory;
+    if (!m->prelude) m->prelude = flex_prelude(p);
+    return m->prelude;
 }

@@ -185,7 +185,7 @@ static int compile_into(int dir, const char *key, const char *text, const char *
     if (write_text(path, text, e)) return -1;
     if (compile(compiler, isa_flags, work, e)) return -1;
     snprintf(path, sizeof path, "%s/object.so", work);
-    return cache_put(dir, key, path, work, e);
+    return cache_put(dir, key, ".so", path, work, e);
 }
 
 /* Makes sure that the entry is in the folder, and writes its key. */
@@ -204,7 +204,7 @@ static int provide(int dir, const char *folder, const char *text, const char *co
     int status = compiler_version(compiler, work, version, sizeof version, e);
     if (status == 0) {
         make_key(text, isa_flags, compiler, version, key);
-        if (!cache_has(dir, key))
+        if (!cache_has(dir, key, ".so"))
             status = compile_into(dir, key, text, compiler, isa_flags, work, e);
     }
     remove_work(work);
@@ -272,6 +272,8 @@ void flex_set_build(const FlexProgram *p, const FlexBuild *build) {
     m->cache = cache;
 }
 
+const char *flex_cache(const FlexProgram *p) { return p->memory->cache; }
+
 const FlexModule *flex_module(const FlexProgram *p, const char *kernel_source,
                               const char *isa_flags, Err *e) {
     FlexMemory *m = p->memory;
@@ -302,5 +304,6 @@ void flex_forget_modules(FlexMemory *m) {
     m->modules = NULL;
     free(m->compiler);
     free(m->cache);
-    m->compiler = m->cache = NULL;
+    free(m->prelude);
+    m->compiler = m->cache = m->prelude = NULL;
 }

@@ -205,9 +205,11 @@ static FlexNode *parse_call(Parser *s, const Function *f, int at) {
     return make(s, at, f->op, arg[0], arg[1], arg[2]);
 }
 
-static FlexNode *parse_index(Parser *s, int array, int at) {
+/* value: the array's number; of a learned one, where it begins. */
+static FlexNode *parse_index(Parser *s, const char *name, int at, int value,
+                             const FlexLearned *learned) {
     char what[64];
-    snprintf(what, sizeof what, "after the array '%s'", s->p->name[array]);
+    snprintf(what, sizeof what, "after the array '%s'", name);
     expect(s, "[", what);
     const int index_at = s->now.at;
     FlexNode *index = parse_expression(s);
@@ -215,25 +217,56 @@ static FlexNode *parse_index(Parser *s, int array, int at) {
     if (s->failed) return index;
     if (index->type != FLEX_INT)
         return fail(s, index_at, "an index must be an int, and this is a float");
-    s->p->tree.at = at;
-    FlexNode *n = flex_node(&s->p->tree, FX_INDEX, array, index, NULL, NULL);
-    return n;
+    FlexTree *t = &s->p->tree;
+    t->at = at;
+    if (!learned) return flex_node(t, FX_INDEX, value, index, NULL, NULL);
+    if (index->asks & (ASKS_SCORE | ASKS_LEARNED))
+        return fail(s, index_at,
+                    "the index of a learned array may ask neither the score nor a learned array");
+    return flex_node(t, FX_LOAD, value, index, flex_int(t, learned->length), NULL);
+}
+
+static FlexNode *parse_learned(Parser *s, const FlexLearned *a, int at) {
+    if (!s->score_allowed)
+        return fail(s, at, "a mask cannot ask a learned array; '%s' is for --score", a->name);
+    return parse_index(s, a->name, at, a->begin, a);
+}
+
+static bool is_text(const char *text, const char *name, int length) {
+    return (int)strlen(text) == length && !strncmp(text, name, (size_t)length);
+}
+
+static const char *const masks[] = {"full",   "causal",   "frame", "frame_causal",
+                                    "window", "document", "padded"};
+
+bool flex_is_word(const char *name) {
+    static const char *const words[] = {"b", "h", "q", "k", "score", "doc"};
+    const int length = (int)strlen(name);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (is_text(words[i], name, length)) return true;
+    for (size_t i = 0; i < sizeof masks / sizeof *masks; i++)
+        if (is_text(masks[i], name, length)) return true;
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++)
+        if (is_text(functions[i].name, name, length)) return true;
+    return false;
 }
 
 static FlexNode *unknown_name(Parser *s, const char *name, int length, int at) {
-    static const char *const masks[] = {"full",   "causal",   "frame", "frame_causal",
-                                        "window", "document", "padded"};
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++)
-        if ((int)strlen(masks[i]) == length && !strncmp(masks[i], name, (size_t)length))
+        if (is_text(masks[i], name, length))
             return fail(s, at,
                         "'%s' is no name in an expression; masks by name (full, causal, "
                         "frame-causal, window:W, document:LEN) join with '&' to each other "
                         "alone",
                         masks[i]);
-    char arrays[FLEX_MAX_ARRAYS * (FLEX_NAME + 2) + 1] = "";
+    char arrays[(FLEX_MAX_ARRAYS + FLEX_MAX_LEARNED) * (FLEX_NAME + 2) + 1] = "";
     for (int i = 0; i < s->p->n_arrays; i++) {
         strcat(arrays, ", ");
         strcat(arrays, s->p->name[i]);
+    }
+    for (int i = 0; s->score_allowed && i < s->p->n_learned; i++) {
+        strcat(arrays, ", ");
+        strcat(arrays, s->p->learned[i].name);
     }
     return fail(s, at, "unknown name '%.*s'; an expression knows b, h, q, k%s%s%s",
                 length > 40 ? 40 : length, name, s->score_allowed ? ", score" : "", arrays,
@@ -258,12 +291,12 @@ static FlexNode *parse_name(Parser *s) {
                     "before the scores are");
     }
     for (int i = 0; i < s->p->n_arrays; i++)
-        if ((int)strlen(s->p->name[i]) == length && !strncmp(s->p->name[i], name, (size_t)length))
-            return parse_index(s, i, at);
+        if (is_text(s->p->name[i], name, length)) return parse_index(s, s->p->name[i], at, i, NULL);
+    for (int i = 0; i < s->p->n_learned; i++)
+        if (is_text(s->p->learned[i].name, name, length))
+            return parse_learned(s, &s->p->learned[i], at);
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++)
-        if ((int)strlen(functions[i].name) == length &&
-            !strncmp(functions[i].name, name, (size_t)length))
-            return parse_call(s, &functions[i], at);
+        if (is_text(functions[i].name, name, length)) return parse_call(s, &functions[i], at);
     return unknown_name(s, name, length, at);
 }
 

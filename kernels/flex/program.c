@@ -11,23 +11,44 @@ static void *allocate(size_t n, size_t size) {
     return p;
 }
 
-static int copy_arrays(FlexProgram *p, const FlexArray *arrays, int n, Err *e) {
-    CHECK(n <= FLEX_MAX_ARRAYS, "%d arrays, at most %d", n, FLEX_MAX_ARRAYS);
+static int copy_array(FlexProgram *p, const FlexArray *a, Err *e) {
+    CHECK(p->n_arrays < FLEX_MAX_ARRAYS, "more than %d arrays", FLEX_MAX_ARRAYS);
+    if (a->length < p->T)
+        return err_set(e,
+                       "array '%s' has %d elements and there are %d positions; give one "
+                       "element a position",
+                       a->name, a->length, p->T);
+    const int i = p->n_arrays++;
+    p->storage[i] = allocate((size_t)a->length + FLEX_PAD, sizeof(int));
+    memcpy(p->storage[i], a->data, (size_t)a->length * sizeof(int));
+    for (int j = 0; j < FLEX_PAD; j++) p->storage[i][a->length + j] = a->data[a->length - 1];
+    p->env.array[i] = p->storage[i];
+    p->env.length[i] = a->length;
+    snprintf(p->name[i], FLEX_NAME, "%s", a->name);
+    return 0;
+}
+
+static int declare_learned(FlexProgram *p, const FlexArray *a, Err *e) {
+    CHECK(p->n_learned < FLEX_MAX_LEARNED, "more than %d learned arrays", FLEX_MAX_LEARNED);
+    CHECK(a->length > 0 && a->length <= FLEX_MAX_NUMBERS, "%d numbers in an array", a->length);
+    bool taken = flex_is_word(a->name);
+    for (int i = 0; i < p->n_arrays; i++) taken |= !strcmp(p->name[i], a->name);
+    for (int i = 0; i < p->n_learned; i++) taken |= !strcmp(p->learned[i].name, a->name);
+    if (taken)
+        return err_set(e, "--learned %s: the name is taken in expressions; choose another",
+                       a->name);
+    const int begin = flex_learned(p);
+    FlexLearned *l = &p->learned[p->n_learned++];
+    *l = (FlexLearned){.begin = begin, .length = a->length};
+    snprintf(l->name, sizeof l->name, "%s", a->name);
+    return 0;
+}
+
+static int take_arrays(FlexProgram *p, const FlexArray *arrays, int n, Err *e) {
     for (int i = 0; i < n; i++) {
         const FlexArray *a = &arrays[i];
         CHECK(strlen(a->name) < FLEX_NAME, "array name '%s' is too long", a->name);
-        if (a->length < p->T)
-            return err_set(e,
-                           "array '%s' has %d elements and there are %d positions; give one "
-                           "element a position",
-                           a->name, a->length, p->T);
-        p->storage[i] = allocate((size_t)a->length + FLEX_PAD, sizeof(int));
-        memcpy(p->storage[i], a->data, (size_t)a->length * sizeof(int));
-        for (int j = 0; j < FLEX_PAD; j++) p->storage[i][a->length + j] = a->data[a->length - 1];
-        p->env.array[i] = p->storage[i];
-        p->env.length[i] = a->length;
-        snprintf(p->name[i], FLEX_NAME, "%s", a->name);
-        p->n_arrays++;
+        if (a->data ? copy_array(p, a, e) : declare_learned(p, a, e)) return -1;
     }
     return 0;
 }
@@ -64,12 +85,13 @@ static int parse_both(FlexProgram *p, Err *e) {
     if (p->score_text) {
         p->score = flex_parse_expression(p, "--score", p->score_text, true, e);
         if (!p->score) return -1;
-        p->grad = flex_derive(&p->tree, p->score);
+        p->grad = flex_derive(&p->tree, p->score, flex_leaf(&p->tree, FX_SCORE));
     }
+    const int status = flex_find_captures(p, e);
     if (p->tree.full)
         return err_set(e, "--score: the derivative has more than %d parts; shorten the expression",
                        FLEX_MAX_NODES);
-    return flex_check(p, e);
+    return status ? -1 : flex_check(p, e);
 }
 
 int flex_parse(FlexProgram **out, const char *mask_text, const char *score_text,
@@ -84,7 +106,7 @@ int flex_parse(FlexProgram **out, const char *mask_text, const char *score_text,
     p->H = H;
     if (mask_text && *mask_text) p->mask_text = strdup(mask_text);
     if (score_text && *score_text) p->score_text = strdup(score_text);
-    if (copy_arrays(p, arrays, n_arrays, e) || parse_both(p, e)) {
+    if (take_arrays(p, arrays, n_arrays, e) || parse_both(p, e)) {
         flex_free(p);
         return -1;
     }

@@ -23,9 +23,10 @@ static bool same(const FlexNode *a, const FlexNode *b) {
 }
 
 /* A divisor that is a literal is known to be good or bad when it is read; so is q or k as an index,
- * since arrays have an element for every position. */
+ * since arrays of int have an element for every position. */
 static bool faults_itself(const FlexNode *n) {
     if (n->op == FX_INDEX) return n->arg[0]->op != FX_QUERY && n->arg[0]->op != FX_KEY;
+    if (n->op == FX_LOAD) return true;
     if (n->op == FX_MOD || (n->op == FX_DIV && n->type == FLEX_INT))
         return n->arg[1]->op != FX_LITERAL || n->arg[1]->value.i == 0;
     return false;
@@ -94,6 +95,7 @@ static FlexType result_type(const FlexNode *n) {
         case FX_GT:
         case FX_GE:
             return FLEX_INT;
+        case FX_LOAD:
         case FX_TO_FLOAT:
             return FLEX_FLOAT;
         case FX_COND:
@@ -138,9 +140,10 @@ static FlexNode *folded(FlexTree *t, const FlexNode *n) {
     return isfinite(value.f[0]) ? flex_float(t, value.f[0]) : NULL;
 }
 
-FlexNode *flex_node(FlexTree *t, FlexOp op, int index, FlexNode *a, FlexNode *b, FlexNode *c) {
+FlexNode *flex_node(FlexTree *t, FlexOp op, int value, FlexNode *a, FlexNode *b, FlexNode *c) {
     FlexNode n = {.op = op, .arg = {a, b, c}};
-    if (op == FX_INDEX) n.value.i = index;
+    if (op == FX_INDEX || op == FX_LOAD) n.value.i = value;
+    if (op == FX_LOAD) n.asks = ASKS_LEARNED;
     /* how many of the arguments are asked whether they are true */
     const int truths = op == FX_NOT || op == FX_COND ? 1 : op == FX_OR || op == FX_AND ? 2 : 0;
     bool any_float = false;

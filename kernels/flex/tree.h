@@ -12,12 +12,13 @@
 
 #include "kernels/flex/flex.h"
 
-enum { FLEX_MAX_NODES = 8192, FLEX_BUCKETS = 4096, FLEX_LANES = 64, FLEX_NAME = 32 };
+enum { FLEX_MAX_NODES = 8192, FLEX_BUCKETS = 4096, FLEX_LANES = 64 };
 
 typedef enum { FLEX_INT, FLEX_FLOAT } FlexType;
 
 /*        op, arguments, generated C for ints, for floats. Text of one or two characters is an
- * operator between its arguments, longer text a function; NULL: printed by a rule of its own. */
+ * operator between its arguments, longer text a function; NULL: printed by a rule of its own.
+ * LOAD reads a learned array; its second argument is the array's length, a literal. */
 #define FLEX_OPS(X)                     \
     X(LITERAL, 0, NULL, NULL)           \
     X(BATCH, 0, "b", NULL)              \
@@ -26,6 +27,7 @@ typedef enum { FLEX_INT, FLEX_FLOAT } FlexType;
     X(KEY, 0, "k", NULL)                \
     X(SCORE, 0, NULL, "score")          \
     X(INDEX, 1, NULL, NULL)             \
+    X(LOAD, 2, NULL, NULL)              \
     X(TO_FLOAT, 1, NULL, NULL)          \
     X(NEG, 1, NULL, NULL)               \
     X(NOT, 1, NULL, NULL)               \
@@ -65,7 +67,14 @@ typedef enum { FLEX_INT, FLEX_FLOAT } FlexType;
 typedef enum { FLEX_OPS(FLEX_OP_ENUM) FX_COUNT } FlexOp;
 
 /* What a node's value depends on. */
-enum { ASKS_BATCH = 1, ASKS_HEAD = 2, ASKS_QUERY = 4, ASKS_KEY = 8, ASKS_SCORE = 16 };
+enum {
+    ASKS_BATCH = 1,
+    ASKS_HEAD = 2,
+    ASKS_QUERY = 4,
+    ASKS_KEY = 8,
+    ASKS_SCORE = 16,
+    ASKS_LEARNED = 32
+};
 
 typedef struct FlexNode FlexNode;
 struct FlexNode {
@@ -73,7 +82,7 @@ struct FlexNode {
     FlexType type; /* of the value; arguments of one node are all of one type (COND's first: int;
                       NOT, AND and OR take ints) */
     union {
-        int i; /* LITERAL; INDEX: which array */
+        int i; /* LITERAL; INDEX: which array; LOAD: where its array begins in env->learned */
         float f;
     } value;
     FlexNode *arg[3];
@@ -82,7 +91,7 @@ struct FlexNode {
     bool may_fault; /* holds a division by, or an index of, something not known to be good */
     FlexNode *next; /* in its hash bucket */
     bool derived;
-    FlexNode *derivative; /* by the score, once derived; NULL: zero everywhere */
+    FlexNode *derivative; /* by FlexTree.by, once derived; NULL: zero everywhere */
 };
 
 typedef struct FlexTree {
@@ -90,10 +99,21 @@ typedef struct FlexTree {
     int n_nodes;
     bool full; /* no room was left: the tree must not be used */
     FlexNode *bucket[FLEX_BUCKETS];
-    int at; /* the place given to nodes made from now on */
+    int at;             /* the place given to nodes made from now on */
+    const FlexNode *by; /* what derivatives are by at present */
 } FlexTree;
 
 typedef struct FlexMemory FlexMemory;
+
+typedef struct FlexLearned {
+    char name[FLEX_NAME];
+    int begin, length; /* in env->learned */
+} FlexLearned;
+
+/* index: into env->learned, brought inside its array */
+typedef struct FlexCapture {
+    FlexNode *index, *grad;
+} FlexCapture;
 
 struct FlexProgram {
     FlexTree tree;
@@ -105,7 +125,10 @@ struct FlexProgram {
     int n_arrays, T, B, H;
     char name[FLEX_MAX_ARRAYS][FLEX_NAME];
     int *storage[FLEX_MAX_ARRAYS]; /* behind env */
-    FlexMemory *memory;            /* what it remembers: plans, counts, modules */
+    FlexLearned learned[FLEX_MAX_LEARNED];
+    FlexCapture capture[FLEX_MAX_CAPTURES];
+    int n_learned, n_captures;
+    FlexMemory *memory; /* what it remembers: plans, counts, modules */
 };
 
 struct FlexMemory {
@@ -113,6 +136,7 @@ struct FlexMemory {
     struct FlexCount *counts;
     struct FlexLoaded *modules;
     char *compiler, *cache; /* NULL: the default */
+    char *prelude;          /* NULL: not asked for yet */
 };
 
 /* tree.c */
@@ -124,19 +148,27 @@ FlexNode *flex_float(FlexTree *t, float value);
 FlexNode *flex_leaf(FlexTree *t, FlexOp op); /* b, h, q, k, score */
 /* Any other op. Arguments past its arity are NULL; they must be of types that the op takes. Done
  * here: an int beside a float becomes a float, and where C asks whether a float is true, it is
- * compared with 0. index: INDEX's array. */
-FlexNode *flex_node(FlexTree *t, FlexOp op, int index, FlexNode *a, FlexNode *b, FlexNode *c);
+ * compared with 0. value: INDEX's and LOAD's. */
+FlexNode *flex_node(FlexTree *t, FlexOp op, int value, FlexNode *a, FlexNode *b, FlexNode *c);
 FlexNode *flex_to_float(FlexTree *t, FlexNode *a);
 bool flex_is_literal(const FlexNode *n, float value); /* of either type */
 
 /* parse.c: NULL and a sentence for anything outside the language. option: "--mask" or "--score". */
 FlexNode *flex_parse_expression(FlexProgram *p, const char *option, const char *text,
                                 bool score_allowed, Err *e);
+/* Whether the language means something by this word already. */
+bool flex_is_word(const char *name);
 /* "option: sentence", the text and a caret under place `at`; returns -1. */
 int flex_caret(Err *e, const char *option, const char *text, int at, const char *sentence);
 
-/* derive.c: d n / d score, NULL where it is zero everywhere. */
-FlexNode *flex_derive(FlexTree *t, FlexNode *n);
+/* derive.c: d n / d x, x the score or a LOAD; NULL where it is zero everywhere. */
+FlexNode *flex_derive(FlexTree *t, FlexNode *n, const FlexNode *x);
+
+/* capture.c: fills the program's captures from its score. -1 and a sentence for too many, and for a
+ * learned array that has none. */
+int flex_find_captures(FlexProgram *p, Err *e);
+/* The name that the prelude gives to what a capture's index asks. */
+const char *flex_capture_kind(const FlexCapture *c);
 
 /* eval.c */
 typedef struct FlexFault {

@@ -40,6 +40,7 @@ static float round_to_bf16(float x) {
 #undef ROUND
 
 void plain_attn(const AttnArgs *a, bool backward) {
+    if (a->mask->flex) flex_set_learned(a->mask->flex, a->learned);
     if (a->dtype == DT_F64)
         (backward ? attn_backward_f64 : attn_forward_f64)(a);
     else
@@ -47,12 +48,13 @@ void plain_attn(const AttnArgs *a, bool backward) {
 }
 
 void plain_attn_rounded(const AttnArgs *a, bool backward) {
+    if (a->mask->flex) flex_set_learned(a->mask->flex, a->learned);
     (backward ? attn_backward_rounded : attn_forward_rounded)(a);
 }
 
 static void run(Ctx *c, const OpCall *o, bool backward) {
     AttnArgs a = attention_args(o);
-    a.workspace = ctx_workspace(c, sizeof(double) * (size_t)a.Tk);
+    a.workspace = ctx_workspace(c, sizeof(double) * (size_t)(a.Tk + a.mask->n_learned));
     plain_attn(&a, backward);
 }
 

@@ -1,6 +1,6 @@
 /* Attention as plain loops over REAL, included once for each type by attention.c; FN gives a
  * function the type's suffix, and ROUND is what P and dS go through before they are multiplied. One
- * query at a time; s, p and ds are rows of Tk in the workspace. */
+ * query at a time; s, p and ds are rows of Tk in the workspace, where backward sums dlearned. */
 
 /* The score, and d score / d (scale q k') in *slope. Expressions are evaluated in float32: their
  * language has no other type. */
@@ -49,7 +49,21 @@ static void FN(zero)(void *x, AttnStride s, int b, int h, int T, int D) {
         memset((REAL *)x + b * s.b + t * s.t + h * s.h, 0, sizeof(REAL) * (size_t)D);
 }
 
+/* y = d loss / d score' into the gradients of the numbers that the score was made with. */
+static void FN(learned)(const AttnArgs *a, REAL *sums, REAL y, REAL s, int b, int h, int q, int k) {
+    const float score = (float)s;
+    for (int j = 0; j < flex_captures(a->mask->flex); j++) {
+        int index;
+        float grad;
+        flex_eval_capture_row(a->mask->flex, j, &score, b, h, q, k, 1, &index, &grad);
+        sums[index] += y * grad;
+    }
+}
+
 static void FN(attn_backward)(const AttnArgs *a) {
+    REAL *sums = a->workspace;
+    const int n_learned = a->dlearned ? a->mask->n_learned : 0;
+    for (int i = 0; i < n_learned; i++) sums[i] = 0;
     for (int b = 0; b < a->B; b++)
         for (int h = 0; h < a->H; h++) {
             FN(zero)(a->dq, a->qs, b, h, a->Tq, a->D);
@@ -69,9 +83,12 @@ static void FN(attn_backward)(const AttnArgs *a) {
                           at_v = b * a->vs.b + j * a->vs.t + h * a->vs.h;
             const REAL *k = (const REAL *)a->k + at_k, *v = (const REAL *)a->v + at_v;
             REAL slope;
-            const REAL s = FN(score)(a, a->scale * FN(dot)(q, k, a->D), b, h, at, j, &slope);
+            const REAL s0 = a->scale * FN(dot)(q, k, a->D);
+            const REAL s = FN(score)(a, s0, b, h, at, j, &slope);
             const REAL p = (REAL)exp(s - ((const REAL *)a->lse)[row]);
-            const REAL ds = a->scale * ROUND(slope * p * (FN(dot)(dout, v, a->D) - delta));
+            const REAL dp = FN(dot)(dout, v, a->D);
+            const REAL ds = a->scale * ROUND(slope * p * (dp - delta));
+            if (n_learned) FN(learned)(a, sums, p * (dp - delta), s0, b, h, at, j);
             for (int d = 0; d < a->D; d++) {
                 if (a->dv) ((REAL *)a->dv)[at_v + d] += ROUND(p) * dout[d];
                 if (a->dk) ((REAL *)a->dk)[at_k + d] += ds * q[d];
@@ -79,4 +96,5 @@ static void FN(attn_backward)(const AttnArgs *a) {
             }
         }
     }
+    for (int i = 0; i < n_learned; i++) a->dlearned[i] = (float)sums[i];
 }
