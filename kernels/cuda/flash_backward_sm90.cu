@@ -1,6 +1,6 @@
 /* The host's side of the backward for Hopper. */
-#include "kernels/cuda/flash_backward_sm90.cuh"
 #include "kernels/cuda/flash_backward_host.cuh"
+#include "kernels/cuda/flash_backward_sm90.cuh"
 #include "kernels/cuda/tensor_map.cuh"
 
 size_t flash_workspace_sm90(const AttnArgs *a, bool dense, bool backward) {
@@ -30,12 +30,10 @@ static void backward_start(Ctx *c, const AttnArgs *a, const CudaMask *m, const B
 
 void flash_backward_sm90(Ctx *c, const AttnArgs *a, CudaMask m) {
     const Cut cut = flash_backward_cut(a, m.offsets, a->D, QUERIES);
-    const BackwardSm90 p = {flash_backward_begin(c, a, m, cut),
-                            map_of(c, a, a->q, a->qs, a->Tq, QUERIES),
-                            map_of(c, a, a->k, a->ks, a->Tk, KEYS),
-                            map_of(c, a, a->v, a->vs, a->Tk, KEYS),
-                            map_of(c, a, a->dout, a->os, a->Tq, QUERIES),
-                            map_of(c, a, a->dk, a->ks, a->Tk, HALF),
-                            map_of(c, a, a->dv, a->vs, a->Tk, HALF)};
+    const BackwardSm90 p = {
+        flash_backward_begin(c, a, m, cut),           map_of(c, a, a->q, a->qs, a->Tq, QUERIES),
+        map_of(c, a, a->k, a->ks, a->Tk, KEYS),       map_of(c, a, a->v, a->vs, a->Tk, KEYS),
+        map_of(c, a, a->dout, a->os, a->Tq, QUERIES), map_of(c, a, a->dk, a->ks, a->Tk, HALF),
+        map_of(c, a, a->dv, a->vs, a->Tk, HALF)};
     (a->D == 64 ? backward_start<64> : backward_start<128>)(c, a, &m, p);
 }
