@@ -182,6 +182,19 @@ static void several_tiles(void **state) {
     }
 }
 
+/* So many heads that a block of the backward for Hopper takes two tiles of keys one after the
+ * other: queries upwards, then downwards, and its sums of dq are added to. */
+static void chunks_of_keys(void **state) {
+    (void)state;
+    if (!device_tested(&cuda_device)) return;
+    Mask m;
+    Err e;
+    if (mask_init(&m, "window:300", "", "", 1300, 1, 1, 33, &e)) fail_msg("%s", e.text);
+    try_dtype(DT_BF16, "sdpa", &m, (Shape){1, 33, 70, 1300, 64}, 0.125f);
+    try_dtype(DT_BF16, "sdpa", &m, (Shape){1, 33, 70, 1300, 128}, 0.088f);
+    mask_free(&m);
+}
+
 /* The same bits again on CUDA, from a second call in the same context. */
 static void twice(void **state) {
     (void)state;
@@ -484,6 +497,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(every_backend_is_right),
         cmocka_unit_test(many_heads),
         cmocka_unit_test(several_tiles),
+        cmocka_unit_test(chunks_of_keys),
         cmocka_unit_test(twice),
         cmocka_unit_test(wide_heads),
         cmocka_unit_test(documents_of_a_batch),

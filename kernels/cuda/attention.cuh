@@ -83,10 +83,10 @@ size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool ba
 FlexSource flash_source_forward_bf16(const AttnArgs *a);
 FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a);
 
-void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_forward_sm90.cu */
-FlexSource flash_source_forward_sm90(const AttnArgs *a);
+void flash_forward_sm90(Ctx *c, const AttnArgs *a, CudaMask m);  /* flash_forward_sm90.cu */
 void flash_backward_sm90(Ctx *c, const AttnArgs *a, CudaMask m); /* flash_backward_sm90.cu */
 size_t flash_workspace_sm90(const AttnArgs *a, bool dense, bool backward);
+FlexSource flash_source_forward_sm90(const AttnArgs *a);
 FlexSource flash_source_backward_sm90(const AttnArgs *a);
 
 #endif

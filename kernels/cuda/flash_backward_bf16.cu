@@ -39,22 +39,13 @@ Cut flash_backward_cut(const AttnArgs *a, bool documents, int d_pad, int tile) {
     return c;
 }
 
-/* The portable kernels' tiles: heads padded, and as many queries as shared memory holds. */
-typedef struct PortableTile {
-    int d_pad, rows;
-} PortableTile;
-
-static PortableTile tile_portable(const Ctx *c, int D) {
-    const int max_shared = cuda_of(c)->max_shared;
+/* The portable kernels' cut: heads padded, and as many queries a tile as shared memory holds. */
+static Cut cut_portable(const Ctx *c, const AttnArgs *a, bool documents) {
+    const int D = a->D, max_shared = cuda_of(c)->max_shared;
     const bool fits_96 = (int)sizeof(BackwardShared<96, 64>) <= max_shared;
     const bool fits_128 = (int)sizeof(BackwardShared<128, 32>) <= max_shared;
     const int d_pad = D <= 32 ? 32 : D <= 64 ? 64 : D <= 96 && fits_96 ? 96 : 128;
-    return {d_pad, d_pad <= 96 ? 64 : fits_128 ? 32 : 16};
-}
-
-static Cut cut_portable(const Ctx *c, const AttnArgs *a, bool documents) {
-    const PortableTile tile = tile_portable(c, a->D);
-    return flash_backward_cut(a, documents, tile.d_pad, tile.rows);
+    return flash_backward_cut(a, documents, d_pad, d_pad <= 96 ? 64 : fits_128 ? 32 : 16);
 }
 
 size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool backward) {
@@ -62,8 +53,8 @@ size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool ba
 }
 
 FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a) {
-    const PortableTile tile = tile_portable(c, a->D);
-    return {"kernels/cuda/flash_backward_bf16.cuh", tile.d_pad, tile.rows};
+    const Cut cut = cut_portable(c, a, a->mask->offsets);
+    return {"kernels/cuda/flash_backward_bf16.cuh", cut.d_pad, cut.tile};
 }
 
 Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
