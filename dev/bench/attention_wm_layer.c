@@ -54,9 +54,10 @@ static void layer_free(Ctx *c, Layer *l) {
 
 static Tensor *layer_forward(Ctx *c, Layer *l, const Mask *mask) {
     ctx_step_begin(c);
-    Tensor *y = op_linear(c, &l->x, &l->qkv);                                 /* (B, T, 3C)   */
-    Qkv a = op_qkv_rope(c, y, &l->norm[0], &l->norm[1], &l->rope, H, 0);      /* (B, T, H, D) */
-    return op_linear(c, op_attention(c, a.q, a.k, a.v, mask, 1.0f), &l->out); /* (B, T, C)    */
+    Tensor *y = op_linear(c, &l->x, &l->qkv);                            /* (B, T, 3C)   */
+    Qkv a = op_qkv_rope(c, y, &l->norm[0], &l->norm[1], &l->rope, H, 0); /* (B, T, H, D) */
+    y = op_attention(c, a.q, a.k, a.v, mask, NULL, 1.0f);                /* (B, T, C)    */
+    return op_linear(c, y, &l->out);                                     /* (B, T, C)    */
 }
 
 /* The turns: the layer once with each backend. The first turn warms up, and compares. */

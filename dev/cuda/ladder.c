@@ -191,7 +191,8 @@ static int ladder(const Ladder *o, Err *e) {
     if (o->tokens % TOKENS_STEP)
         return err_set(e, "--tokens %d: the rungs take multiples of %d", o->tokens, TOKENS_STEP);
     if (ctx_init(&c, "cuda", 0, 1, false, e) || ctx_set_dtype(&c, "bf16", e) ||
-        mask_init(&mask, o->causal ? "causal" : "full", "", o->tokens, o->tokens, 1, o->heads, e))
+        mask_init(&mask, o->causal ? "causal" : "full", "", "", o->tokens, o->tokens, 1, o->heads,
+                  e))
         return -1;
     for (int i = 0; i < TENSORS; i++) {
         t[i] = (Tensor){.dtype = DT_BF16, .ndim = 3, .shape = {o->heads, o->tokens, D}};
