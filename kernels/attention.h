@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "llmc_like/error.h"
+#include "llmc_like/params.h"
 #include "llmc_like/tape.h"
 #include "llmc_like/tensor.h"
 
@@ -59,6 +60,13 @@ bool mask_is_named(const char *text);
 int mask_init(Mask *m, const char *mask_text, const char *score_text, const char *learned_text,
               int T, int S, int B, int H, Err *e);
 void mask_free(Mask *m);
+
+/* One row of a model's parameters, for one layer: the mask->n_learned numbers that its score
+ * expression learns, float32, 0 to begin with; *slot stays NULL where there are none or mask is
+ * NULL. Models add these rows last, so that the other rows' initial values are those of a model
+ * without them. */
+void mask_add_learned(ParamTable *p, Tensor **slot, ParamGroup group, const Mask *mask,
+                      const char *name);
 
 /* A mask over documents that come with each batch: rows without padding, B = 1, document after
  * document. mask_text: "document" (a query sees its own document), or an expression with the factor

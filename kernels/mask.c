@@ -343,6 +343,13 @@ void mask_free(Mask *m) {
     memset(m, 0, sizeof *m);
 }
 
+void mask_add_learned(ParamTable *p, Tensor **slot, ParamGroup group, const Mask *mask,
+                      const char *name) {
+    if (!mask || !mask->n_learned) return;
+    params_add(p, slot, group, INIT_ZERO, 0, 1, (int64_t[]){mask->n_learned}, "%s", name);
+    params_set_exact(p);
+}
+
 void mask_set_build(Mask *m, const char *cache, const char *compiler) {
     const FlexBuild build = {compiler, cache};
     if (m->flex) flex_set_build(m->flex, &build);

@@ -129,14 +129,6 @@ static void add_dom_layer(ParamTable *p, IceLayer *w, const IceConfig *g, int l)
     add_norm(p, &w->norm2, C, KEY("t2.transformer.layers.%d.norm2", l));
 }
 
-/* The arrays that the mask's score expression learns, 0 to begin with. They come last: so the other
- * rows' initial values are those of a model without them. */
-static void add_learned(ParamTable *p, Tensor **slot, const Mask *mask, const char *name) {
-    if (!mask->n_learned) return;
-    params_add(p, slot, GROUP_ADAM, INIT_ZERO, 0, 1, (int64_t[]){mask->n_learned}, "%s", name);
-    params_set_exact(p);
-}
-
 static bool pools_by(const Ice *m, const char *pooling) { return !strcmp(m->cfg.pooling, pooling); }
 
 static void add_parameters(Ice *m) {
@@ -160,10 +152,11 @@ static void add_parameters(Ice *m) {
     add_linear(p, &m->t2.head2, INIT_UNIFORM, 3, C, "t2.prediction_head.3");
     char name[64];
     for (int l = 0; l < (pools_by(m, "embedding") ? 0 : g->t1_layers); l++)
-        add_learned(p, &m->t1.layer[l].learned, m->dom_mask, KEY("t1.layers.%d.learned", l));
+        mask_add_learned(p, &m->t1.layer[l].learned, GROUP_ADAM, m->dom_mask,
+                         KEY("t1.layers.%d.learned", l));
     for (int l = 0; l < g->t2_layers; l++)
-        add_learned(p, &m->t2.layer[l].learned, m->event_mask,
-                    KEY("t2.transformer.layers.%d.learned", l));
+        mask_add_learned(p, &m->t2.layer[l].learned, GROUP_ADAM, m->event_mask,
+                         KEY("t2.transformer.layers.%d.learned", l));
 }
 
 int ice_init(Ice *m, const IceConfig *cfg, const Mask *dom_mask, const Mask *event_mask,

@@ -112,14 +112,6 @@ static void add_block(ParamTable *p, IceFlatBlock *w, const IceFlatConfig *g, in
 #undef KEY
 }
 
-/* The arrays that the mask's score expression learns, 0 to begin with. They come last: so the other
- * rows' initial values are those of a model without them. */
-static void add_learned(ParamTable *p, Tensor **slot, const Mask *mask, const char *name) {
-    if (!mask || !mask->n_learned) return;
-    params_add(p, slot, GROUP_ADAM, INIT_ZERO, 0, 1, (int64_t[]){mask->n_learned}, "%s", name);
-    params_set_exact(p);
-}
-
 static void add_parameters(IceFlat *m) {
     const IceFlatConfig *g = &m->cfg;
     ParamTable *p = &m->params;
@@ -143,7 +135,7 @@ static void add_parameters(IceFlat *m) {
     for (int l = 0; l < L; l++) {
         char name[64];
         snprintf(name, sizeof name, "blocks.%d.attn.learned", l);
-        add_learned(p, &m->block[l].learned, m->event_mask, name);
+        mask_add_learned(p, &m->block[l].learned, GROUP_ADAM, m->event_mask, name);
     }
 }
 

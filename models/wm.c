@@ -159,14 +159,6 @@ static void add_block(ParamTable *p, WmBlock *w, const WmConfig *g, int l) {
 #undef KEY
 }
 
-/* The arrays that the mask's score expression learns, 0 to begin with. They come last: so the other
- * rows' initial values are those of a model without them. */
-static void add_learned(ParamTable *p, Tensor **slot, const Mask *mask, const char *name) {
-    if (!mask->n_learned) return;
-    params_add(p, slot, GROUP_ADAMW, INIT_ZERO, 0, 1, (int64_t[]){mask->n_learned}, "%s", name);
-    params_set_exact(p);
-}
-
 static void add_parameters(Wm *m) {
     const WmConfig *g = &m->cfg;
     ParamTable *p = &m->params;
@@ -203,7 +195,7 @@ static void add_parameters(Wm *m) {
     for (int l = 0; l < g->n_blocks; l++) {
         char name[64];
         snprintf(name, sizeof name, "blocks.%d.selfattn.learned", l);
-        add_learned(p, &m->block[l].learned, m->mask, name);
+        mask_add_learned(p, &m->block[l].learned, GROUP_ADAMW, m->mask, name);
     }
 }
 

@@ -452,10 +452,12 @@ static const Case cases[] = {
     /* a position with more heads than a block on CUDA takes at once */
     {OP_QKV_ROPE, call_qkv_rope, {R(3, 2, 90), E(10), E(10), E(2, 10), E(2, 10)}, 3, 0},
     /* channels by 64, which CUDA on Hopper takes without im2col */
-    {OP_CONV2D, call_conv2d, {R(1, 9, 13, 64), P(64, 64, 5, 5), P(64)}, 0, 0},
-    {OP_CONV2D, call_conv2d, {R(1, 3, 8, 128), P(192, 128, 3, 3), P(192)}, 0, 0},
-    {OP_CONV2D, call_conv2d, {R(9, 3, 8, 64), P(64, 64, 3, 3), NONE}, 0, 0},
-    {OP_CONV2D, call_conv2d, {R(1, 4, 8, 64), P(704, 64, 1, 1), NONE}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 5, 5, 64), P(64, 64, 5, 5), P(64)}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 3, 15, 64), P(64, 64, 3, 3), NONE}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 3, 8, 128), P(64, 128, 3, 3), P(64)}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(2, 9, 10, 64), P(64, 64, 1, 1), NONE}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 3, 8, 64), P(704, 64, 1, 1), NONE}, 0, 0},
+    {OP_CONV2D, call_conv2d, {R(1, 3, 8, 64), P(192, 64, 1, 1), P(192)}, 0, 0},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

@@ -41,10 +41,12 @@ typedef struct FlexSource {
     int D, rows;
 } FlexSource;
 
-/* The kernel of that name (flex_code.cu): compiled by NVRTC for the context's GPU or taken from the
- * program's cache folder, and remembered by the context. NULL and a sentence where there is no
- * NVRTC, where it fails and where the folder is not safe. e NULL: it has been asked for before. */
-const void *flex_kernel(Ctx *c, const FlexProgram *p, FlexSource source, const char *name, Err *e);
+/* flex_code.cu. Compiles the sources behind p's expressions, each in a thread, by NVRTC for the
+ * context's GPU, or takes them from p's cache folder; the context remembers them. -1 and a sentence
+ * where there is no NVRTC, where it fails and where the folder is not safe. */
+int flex_compile(Ctx *c, const FlexProgram *p, const FlexSource *sources, int n_sources, Err *e);
+/* The kernel of that name; one that cannot be compiled now ends the run. */
+const void *flex_kernel(Ctx *c, const FlexProgram *p, FlexSource source, const char *name);
 void flex_codes_free(struct FlexCodes *codes);
 
 /* Adds the plan of an expression mask for a's shape to *f, made on the device and kept by what it

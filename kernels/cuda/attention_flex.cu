@@ -23,11 +23,11 @@ static bool needs_plan(const Mask *m) { return !m->lo && !m->offsets; }
 static int prepare(Ctx *c, const AttnArgs *a, Err *e) {
     const FlexProgram *p = a->mask->code;
     if (!p || c->dry) return 0; /* without code sdpa's kernels do it; and nothing is computed */
-    if (needs_plan(a->mask) && !flex_kernel(c, p, flex_plan_source(), "flex_plan", e)) return -1;
-    if (!flex_kernel(c, p, flash_source(c, a, false), "flex_forward", e)) return -1;
-    if (a->dtype == DT_F32) return 0; /* one source has both passes */
-    if (!flex_kernel(c, p, flash_source(c, a, true), "flex_backward", e)) return -1;
-    return 0;
+    FlexSource sources[3] = {flash_source(c, a, false)};
+    int n = 1; /* of float32, one has both passes */
+    if (a->dtype != DT_F32) sources[n++] = flash_source(c, a, true);
+    if (needs_plan(a->mask)) sources[n++] = flex_plan_source();
+    return flex_compile(c, p, sources, n, e);
 }
 
 /* The mask on the device; *f: what flex knows of it. */

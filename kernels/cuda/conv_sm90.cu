@@ -35,16 +35,14 @@
  * D channels of the input, R of the output, k x k the window; for the gradient R are dy's. */
 #include "kernels/cuda/conv_sm90.cuh"
 
-#include "kernels/cuda/flash_tile.cuh"
+#include "kernels/cuda/flash_sm90.cuh"
 #include "kernels/cuda/tensor_map.cuh"
 
 enum {
     TILE = 8,        /* a tile has 8 x 8 pixels of one image */
-    PANEL = 64,      /* channels */
     ROW = 8 * PANEL, /* numbers of a row of a tile in a panel */
     ROW_BYTES = 2 * ROW,
     GROUPS = 3, /* warpgroups that multiply; of one more each warp has a thread that copies */
-    WARPGROUP = 128,
     THREADS = (GROUPS + 1) * WARPGROUP,
     WARPS = GROUPS * WARPGROUP / WARP,
     K_MAX = 5,
@@ -82,12 +80,7 @@ static __device__ __forceinline__ void place_next(const Tiles &t, Place &at) {
 
 /* ---- rings ---- */
 
-/* Where somebody is in a ring of S stages. A stage has two barriers: who fills it waits for `empty`
- * of the other parity, which lets the first round pass, who reads it for `full`. */
-typedef struct Ring {
-    int stage, parity;
-} Ring;
-
+/* The barriers of a ring (RingPlace says how they are used). */
 template <int S>
 struct Stages {
     Barrier full[S], empty[S];
@@ -104,28 +97,20 @@ static __device__ __forceinline__ void stages_init(Stages<S> &s, int copies) {
 }
 
 template <int S>
-static __device__ __forceinline__ void stage_fill(Stages<S> &s, Ring r, int bytes) {
+static __device__ __forceinline__ void stage_fill(Stages<S> &s, RingPlace r, int bytes) {
     barrier_wait(&s.empty[r.stage], r.parity ^ 1);
     barrier_expect(&s.full[r.stage], bytes);
 }
 
 template <int S>
-static __device__ __forceinline__ void stage_wait(Stages<S> &s, Ring r) {
+static __device__ __forceinline__ void stage_wait(Stages<S> &s, RingPlace r) {
     barrier_wait(&s.full[r.stage], r.parity);
 }
 
 template <int S>
-static __device__ __forceinline__ void stage_next(const Stages<S> &, Ring &r) {
-    r.stage++;
-    if (r.stage < S) return;
-    r.stage = 0;
-    r.parity ^= 1;
-}
-
-template <int S>
-static __device__ __forceinline__ void stage_release(Stages<S> &s, Ring &r) {
+static __device__ __forceinline__ void stage_release(Stages<S> &s, RingPlace &r) {
     if (threadIdx.x % WARP == 0) barrier_arrive(&s.empty[r.stage]);
-    stage_next(s, r);
+    ring_next<S>(r);
 }
 
 /* ---- correlation ---- */
@@ -154,7 +139,7 @@ static __device__ __forceinline__ void correlate_copy_x(const Correlate &p, Corr
                                                         int group) {
     const Tiles &t = p.tiles;
     const int splits = p.R / (8 * N), half = t.k / 2;
-    Ring r = {};
+    RingPlace r = {};
     for (int work = blockIdx.x; work < p.works; work += gridDim.x) {
         const Place at = tile_place(t, work / splits * GROUPS + group);
         for (int panel = 0; panel < t.panels; panel++)
@@ -162,7 +147,7 @@ static __device__ __forceinline__ void correlate_copy_x(const Correlate &p, Corr
                 stage_fill(s.xs, r, (TILE + t.k - 1) * ROW_BYTES);
                 copy_box(s.x[r.stage][group], &p.x_map, &s.xs.full[r.stage], panel * PANEL,
                          at.x + kx - half, at.y - half, at.image);
-                stage_next(s.xs, r);
+                ring_next<X_STAGES>(r);
             }
     }
 }
@@ -172,7 +157,7 @@ template <int N>
 static __device__ __forceinline__ void correlate_copy_w(const Correlate &p, CorrelateShared<N> &s) {
     const Tiles &t = p.tiles;
     const int splits = p.R / (8 * N), D = t.panels * PANEL;
-    Ring r = {};
+    RingPlace r = {};
     for (int work = blockIdx.x; work < p.works; work += gridDim.x)
         for (int panel = 0; panel < t.panels; panel++)
             for (int i = 0; i < t.k * t.k; i++) {
@@ -180,7 +165,7 @@ static __device__ __forceinline__ void correlate_copy_w(const Correlate &p, Corr
                 stage_fill(s.ws, r, N * ROW_BYTES);
                 copy_box(s.w[r.stage], &p.w_map, &s.ws.full[r.stage], tap * D + panel * PANEL,
                          work % splits * 8 * N, 0, 0);
-                stage_next(s.ws, r);
+                ring_next<W_STAGES>(r);
             }
 }
 
@@ -236,7 +221,7 @@ static __device__ __forceinline__ void correlate_multiply(const Correlate &p, Co
                                                           int group) {
     const Tiles &t = p.tiles;
     const int splits = p.R / (8 * N), warp = group * 4 + (int)(threadIdx.x % WARPGROUP / WARP);
-    Ring x = {}, w = {};
+    RingPlace x = {}, w = {};
     float d[N][4];
     for (int work = blockIdx.x; work < p.works; work += gridDim.x) {
         for (int column = 0; column < t.panels * t.k; column++) {
@@ -275,7 +260,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         barrier_fence_init();
     }
     __syncthreads();
-    if (threadIdx.x < WARPGROUP) {
+    const int group = warpgroup_number();
+    if (group == 0) {
         registers_shrink<32>();
         if (threadIdx.x % WARP) return;
         if (threadIdx.x / WARP < GROUPS)
@@ -284,7 +270,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             correlate_copy_w(p, s);
     } else {
         registers_grow<160>();
-        correlate_multiply(p, s, (int)threadIdx.x / WARPGROUP - 1);
+        correlate_multiply(p, s, group - 1);
     }
 }
 
@@ -346,12 +332,12 @@ static __device__ __forceinline__ void gradient_copy_x(const Gradient &p, Gradie
     const TensorMap *map = u.rows == 1 ? &p.x_row_map : &p.x_map;
     const int right = u.kx - p.tiles.k / 2, down = u.ky - p.tiles.k / 2 + TILE - u.rows;
     Place at = tile_place(p.tiles, share.begin);
-    Ring r = {};
+    RingPlace r = {};
     for (int tile = share.begin; tile < share.end; tile++) {
         stage_fill(s.stages, r, u.rows * ROW_BYTES);
         copy_box(s.x[r.stage] + (u.end - u.rows) * ROW, map, &s.stages.full[r.stage],
                  u.panel * PANEL, at.x + right, at.y + down, at.image);
-        stage_next(s.stages, r);
+        ring_next<STAGES>(r);
         place_next(p.tiles, at);
     }
 }
@@ -361,14 +347,14 @@ template <int N>
 static __device__ __forceinline__ void gradient_copy_dy(const Gradient &p, GradientShared<N> &s) {
     const Share share = share_of<N>(p);
     Place at = tile_place(p.tiles, share.begin);
-    Ring r = {};
+    RingPlace r = {};
     for (int tile = share.begin; tile < share.end; tile++) {
         stage_fill(s.stages, r, N * ROW_BYTES);
 #pragma unroll
         for (int n = 0; n < N; n += 8)
             copy_box(s.dy[r.stage] + n * ROW, &p.dy_map, &s.stages.full[r.stage],
                      share.first + 8 * n, at.x, at.y, at.image);
-        stage_next(s.stages, r);
+        ring_next<STAGES>(r);
         place_next(p.tiles, at);
     }
 }
@@ -378,7 +364,7 @@ static __device__ __forceinline__ void gradient_multiply(const Gradient &p, Grad
                                                          int group) {
     const Share share = share_of<N>(p);
     const Unit u = unit_of(p, group);
-    Ring r = {};
+    RingPlace r = {};
     float d[N][4];
     for (int tile = share.begin; tile < share.end; tile++) {
         stage_wait(s.stages, r);
@@ -413,7 +399,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         barrier_fence_init();
     }
     __syncthreads();
-    if (threadIdx.x < WARPGROUP) {
+    const int group = warpgroup_number();
+    if (group == 0) {
         registers_shrink<32>();
         if (threadIdx.x % WARP) return;
         if (threadIdx.x / WARP < GROUPS)
@@ -422,7 +409,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             gradient_copy_dy(p, s);
     } else {
         registers_grow<160>();
-        gradient_multiply(p, s, (int)threadIdx.x / WARPGROUP - 1);
+        gradient_multiply(p, s, group - 1);
     }
 }
 

@@ -6,8 +6,8 @@
 #include "kernels/cuda/flash_backward.cuh"
 #include "kernels/cuda/flash_host.cuh"
 
-/* Heads padded to d_pad numbers, `tile` queries a tile; documents: no query sees another's keys.
- * total is the bytes of the workspace. */
+/* Heads padded to d_pad numbers, `tile` queries a tile; total is the bytes of the workspace.
+ * documents: a's mask keeps them apart, and the kernels go by that. */
 Cut flash_backward_cut(const AttnArgs *a, bool documents, int d_pad, int tile);
 
 /* What the kernels are told, in a's workspace; starts those that make limits, intervals and row

@@ -41,7 +41,7 @@ static inline void flash_launch(Ctx *c, const CudaMask *m, FlexSource source, co
                                 void (*built_in)(P), unsigned blocks, unsigned threads,
                                 size_t shared, const P &p) {
     void (*kernel)(P) = built_in;
-    if (m->flex) kernel = (void (*)(P))flex_kernel(c, m->flex->code, source, name, NULL);
+    if (m->flex) kernel = (void (*)(P))flex_kernel(c, m->flex->code, source, name);
     launch(c, kernel, dim3(blocks), dim3(threads), shared, p);
 }
 

@@ -7,6 +7,7 @@
  * as cuBLAS is. */
 #include <dlfcn.h>
 #include <nvrtc.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -204,16 +205,74 @@ static char *provide(Ctx *c, const FlexCodes *n, const FlexProgram *p, FlexSourc
     return code;
 }
 
-static FlexCode *load(Ctx *c, FlexCodes *n, const FlexProgram *p, FlexSource source, Err *e) {
-    char *code = provide(c, n, p, source, e);
-    if (!code) return NULL;
+static FlexCode *find(const FlexCodes *n, const FlexProgram *p, FlexSource source) {
+    const char *prelude = flex_prelude_kept(p);
+    FlexCode *x = n->list;
+    while (x && (x->source.D != source.D || x->source.rows != source.rows ||
+                 strcmp(x->source.file, source.file) || strcmp(x->prelude, prelude)))
+        x = x->next;
+    return x;
+}
+
+/* What one thread provides. */
+typedef struct Job {
+    Ctx *c;
+    const FlexCodes *codes;
+    const FlexProgram *p;
+    FlexSource source;
+    char *code;
+    Err error;
+} Job;
+
+static void *work(void *of) {
+    Job *j = (Job *)of;
+    j->code = provide(j->c, j->codes, j->p, j->source, &j->error);
+    return NULL;
+}
+
+static int load(FlexCodes *n, const Job *j, Err *e) {
+    cudaLibrary_t library;
+    const cudaError_t status = cudaLibraryLoadData(&library, j->code, NULL, NULL, 0, NULL, NULL, 0);
+    if (status != cudaSuccess)
+        return err_set(e,
+                       "the driver does not load what NVRTC made of the expressions (%s); install "
+                       "an NVRTC that is not newer than the driver, or name its folder in "
+                       "LD_LIBRARY_PATH",
+                       cudaGetErrorString(status));
     FlexCode *x = (FlexCode *)calloc(1, sizeof *x);
-    CHECK(x && (x->prelude = strdup(flex_prelude_kept(p))), "no memory for compiled expressions");
-    CUDA(c, cudaLibraryLoadData(&x->library, code, NULL, NULL, 0, NULL, NULL, 0));
-    free(code);
-    x->source = source;
+    CHECK(x && (x->prelude = strdup(flex_prelude_kept(j->p))),
+          "no memory for compiled expressions");
+    x->library = library;
+    x->source = j->source;
     x->next = n->list;
-    return n->list = x;
+    n->list = x;
+    return 0;
+}
+
+int flex_compile(Ctx *c, const FlexProgram *p, const FlexSource *sources, int n_sources, Err *e) {
+    FlexCodes *codes = codes_of(c, e);
+    if (!codes) return -1;
+    Job *job = (Job *)calloc((size_t)n_sources, sizeof *job);
+    pthread_t *thread = (pthread_t *)calloc((size_t)n_sources, sizeof *thread);
+    CHECK(job && thread, "no memory for %d sources", n_sources);
+    int n = 0, status = 0;
+    for (int i = 0; i < n_sources; i++) {
+        if (find(codes, p, sources[i])) continue;
+        job[n].c = c, job[n].codes = codes, job[n].p = p, job[n].source = sources[i];
+        n++;
+    }
+    for (int i = 1; i < n; i++)
+        CHECK(!pthread_create(&thread[i], NULL, work, &job[i]), "no thread to compile in");
+    if (n) work(&job[0]);
+    for (int i = 0; i < n; i++) {
+        if (i) pthread_join(thread[i], NULL);
+        if (!status)
+            status = job[i].code ? load(codes, &job[i], e) : err_set(e, "%s", job[i].error.text);
+        free(job[i].code);
+    }
+    free(job);
+    free(thread);
+    return status;
 }
 
 static cudaKernel_t kernel_of(Ctx *c, FlexCode *x, const char *name) {
@@ -228,18 +287,14 @@ static cudaKernel_t kernel_of(Ctx *c, FlexCode *x, const char *name) {
     return NULL;
 }
 
-const void *flex_kernel(Ctx *c, const FlexProgram *p, FlexSource source, const char *name, Err *e) {
-    Err unexpected;
-    FlexCodes *n = codes_of(c, e ? e : &unexpected);
-    FlexCode *x = n ? n->list : NULL;
-    const char *prelude = flex_prelude_kept(p);
-    while (x && (x->source.D != source.D || x->source.rows != source.rows ||
-                 strcmp(x->source.file, source.file) || strcmp(x->prelude, prelude)))
-        x = x->next;
-    if (n && !x) x = load(c, n, p, source, e ? e : &unexpected);
-    if (x) return (const void *)kernel_of(c, x, name);
-    if (!e) cuda_fail(c, "compiling the expressions", unexpected.text);
-    return NULL;
+const void *flex_kernel(Ctx *c, const FlexProgram *p, FlexSource source, const char *name) {
+    FlexCode *x = cuda_of(c)->codes ? find(cuda_of(c)->codes, p, source) : NULL;
+    if (!x) {
+        Err e;
+        if (flex_compile(c, p, &source, 1, &e)) cuda_fail(c, "compiling the expressions", e.text);
+        x = find(cuda_of(c)->codes, p, source);
+    }
+    return (const void *)kernel_of(c, x, name);
 }
 
 void flex_codes_free(FlexCodes *codes) {

@@ -50,8 +50,7 @@ static void make_plan(Ctx *c, KeptPlan *k, const AttnArgs *a, const CudaMask *m,
     k->mask.h_rows = k->n_h > 1 ? cells : 0;
     k->mask.b_rows = k->n_b > 1 ? k->n_h * cells : 0;
     const FlexPlanning p = {k->mask, visit, full, k->n_h, cells};
-    auto kernel =
-        (void (*)(FlexPlanning))flex_kernel(c, f->code, flex_plan_source(), "flex_plan", NULL);
+    auto kernel = (void (*)(FlexPlanning))flex_kernel(c, f->code, flex_plan_source(), "flex_plan");
     launch(c, kernel, dim3((unsigned)(k->mask.plan_heads * cells * words)), dim3(PLAN_THREADS),
            PLAN_SHARED, p);
     k->mask.visit = visit;

@@ -20,8 +20,8 @@ typedef unsigned long long uintptr_t;
 struct alignas(2) __nv_bfloat16 {
     unsigned short bits;
 };
-struct alignas(4) __nv_bfloat162 {
-    __nv_bfloat16 x, y;
+struct __nv_bfloat162 {
+    unsigned bits; /* the first in the lower half; taken apart they would cost instructions */
 };
 
 static __device__ __forceinline__ float __bfloat162float(__nv_bfloat16 x) {
@@ -33,9 +33,9 @@ static __device__ __forceinline__ __nv_bfloat16 __float2bfloat16_rn(float x) {
     return y;
 }
 static __device__ __forceinline__ __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
-    unsigned both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
-    return {{(unsigned short)both}, {(unsigned short)(both >> 16)}};
+    __nv_bfloat162 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both.bits) : "f"(y), "f"(x));
+    return both;
 }
 
 #endif

@@ -77,8 +77,9 @@ const char *flex_capture_kind(const FlexCapture *c) {
 int flex_captures(const FlexProgram *p) { return p->n_captures; }
 
 int flex_learned(const FlexProgram *p) {
+    if (!p->n_learned) return 0;
     const FlexLearned *last = &p->learned[p->n_learned - 1];
-    return p->n_learned ? last->begin + last->length : 0;
+    return last->begin + last->length;
 }
 
 void flex_set_learned(const FlexProgram *p, const float *values) {

@@ -116,7 +116,8 @@ void flex_set_learned(const FlexProgram *p, const float *values);
 
 /* The interpreter. Without a mask (score) expression everything is visible (the score stays). The
  * row versions do keys k0 .. k0 + n - 1 at about half a nanosecond per operation and key; out may
- * be score. Tests compare generated code with these; they use the same elementary functions, so
+ * be score. Tests compare generated code with these; on a CPU they use the same elementary
+ * functions, so
  * the two differ by rounding alone. */
 bool flex_eval_mask(const FlexProgram *p, int b, int h, int q, int k);
 float flex_eval_score(const FlexProgram *p, float score, int b, int h, int q, int k);
@@ -217,8 +218,9 @@ static inline int flex_plan_next(const FlexPlan *p, int b, int h, int qt, int kt
  *   for (int k = k0; k < k1; k++) s[k - k0] = flex_score(s[k - k0], b, h, q, k, env);
  * at -O3 -fno-math-errno -fno-trapping-math. So does one over flex_mask that stores floats (ints
  * might be the very arrays that it reads). The elementary functions are those of
- * kernels/flex/flex_math.h, relative error about 1e-6. p NULL: the stand-ins alone. The text is the
- * caller's, to be freed by free(). As CUDA (where __CUDACC__ is defined) it is device code. */
+ * kernels/flex/flex_math.h, relative error about 1e-6 (on CUDA its own). p NULL: the stand-ins
+ * alone. The text is the caller's, to be freed by free(). As CUDA (where __CUDACC__ is defined) it
+ * is device code. */
 char *flex_prelude(const FlexProgram *p);
 
 /* The same text, made at the first call; the program's. */

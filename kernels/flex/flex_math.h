@@ -8,12 +8,18 @@
 #ifndef KERNELS_FLEX_FLEX_MATH_H
 #define KERNELS_FLEX_FLEX_MATH_H
 
-#ifdef __CUDACC__ /* device code, by NVRTC */
+/* Device code, by NVRTC, has what is a few instructions there: quotients to 2 units in the last
+ * place (0 for divisors from 2^126 on), division of ints, CUDA's exponentials and logarithms. */
+#ifdef __CUDACC__
 #define FLEX_INLINE static __device__ __forceinline__
 #define FLEX_SQRT sqrtf
+#define FLEX_DIVIDE(a, b) __fdividef(a, b)
+#define FLEX_QUOTIENT(a, b) ((a) / (b))
 #else
 #define FLEX_INLINE static inline
 #define FLEX_SQRT __builtin_sqrtf
+#define FLEX_DIVIDE(a, b) ((a) / (b))
+#define FLEX_QUOTIENT(a, b) (int)((double)(a) / (double)(b))
 #endif
 
 typedef union FlexBits {
@@ -42,16 +48,16 @@ FLEX_INLINE float flex_select(int c, float a, float b) {
     return flex_from_bits(flex_iselect(c, flex_to_bits(a), flex_to_bits(b)));
 }
 
-/* Integers: two's complement that wraps. Division truncates as C's; by zero it gives 0. It goes
- * through double, whose quotient of two ints truncates to the exact one, because processors divide
- * vectors of double but none of int. */
+/* Integers: two's complement that wraps. Division truncates as C's; by zero it gives 0. On a CPU it
+ * goes through double, whose quotient of two ints truncates to the exact one, because processors
+ * divide vectors of double but none of int. */
 FLEX_INLINE int flex_add(int a, int b) { return (int)((unsigned)a + (unsigned)b); }
 FLEX_INLINE int flex_sub(int a, int b) { return (int)((unsigned)a - (unsigned)b); }
 FLEX_INLINE int flex_mul(int a, int b) { return (int)((unsigned)a * (unsigned)b); }
 
 FLEX_INLINE int flex_div(int a, int b) {
     const int special = (b == 0) | (b == -1); /* -1: the least int has no positive counterpart */
-    const int quotient = (int)((double)a / (double)flex_iselect(special, 2, b));
+    const int quotient = FLEX_QUOTIENT(a, flex_iselect(special, 2, b));
     return flex_iselect(special, flex_mul(a, b), quotient); /* a * 0 and a * -1 */
 }
 FLEX_INLINE int flex_mod(int a, int b) {
@@ -71,6 +77,7 @@ FLEX_INLINE int flex_iabs(int a) { return a < 0 ? flex_sub(0, a) : a; }
 /* If a is NaN, a != a holds; if b is, no comparison does: either way NaN is chosen. */
 FLEX_INLINE float flex_min(float a, float b) { return flex_select((a < b) | (a != a), a, b); }
 FLEX_INLINE float flex_max(float a, float b) { return flex_select((a > b) | (a != a), a, b); }
+FLEX_INLINE float flex_divide(float a, float b) { return FLEX_DIVIDE(a, b); }
 FLEX_INLINE float flex_abs(float a) { return flex_from_bits(flex_to_bits(a) & 0x7fffffff); }
 FLEX_INLINE float flex_sign(float a) { return (float)((a > 0.0f) - (a < 0.0f)); }
 FLEX_INLINE float flex_sqrt(float a) { return FLEX_SQRT(a); }
@@ -83,6 +90,12 @@ FLEX_INLINE float flex_floor(float x) {
 }
 FLEX_INLINE float flex_ceil(float x) { return -flex_floor(-x); }
 
+#ifdef __CUDACC__
+FLEX_INLINE float flex_exp2(float x) { return exp2f(x); }
+FLEX_INLINE float flex_exp(float x) { return expf(x); }
+FLEX_INLINE float flex_log(float x) { return logf(x); }
+FLEX_INLINE float flex_log2(float x) { return log2f(x); }
+#else
 FLEX_INLINE float flex_power_of_2(int n) {
     return flex_from_bits((int)((unsigned)(n + 127) << 23));
 }
@@ -122,7 +135,7 @@ FLEX_INLINE float flex_log_parts(float x, float high, float low, float factor) {
     const int e = flex_sub(bits, 0x3f3504f3) >> 23;
     const float m = flex_from_bits(flex_sub(bits, (int)((unsigned)e << 23)));
     const float n = (float)(e - flex_iselect(tiny, 23, 0));
-    const float s = (m - 1.0f) / (m + 1.0f), z = s * s;
+    const float s = flex_divide(m - 1.0f, m + 1.0f), z = s * s;
     const float series = (((z * 0.111111111f + 0.142857143f) * z + 0.2f) * z + 0.333333333f) * z;
     const float y = n * high + (n * low + (2.0f * s + 2.0f * s * series) * factor);
     const float infinity = flex_from_bits(0x7f800000), nan = flex_from_bits(0x7fc00000);
@@ -134,6 +147,7 @@ FLEX_INLINE float flex_log(float x) {
     return flex_log_parts(x, 0.693359375f, -2.12194440e-4f, 1.0f);
 }
 FLEX_INLINE float flex_log2(float x) { return flex_log_parts(x, 1.0f, 0.0f, 1.44269504f); }
+#endif
 
 /* x^n for |n| <= 64, n a literal: by squaring; squares that n does not use cost nothing then. */
 FLEX_INLINE float flex_powi(float x, int n) {
@@ -146,13 +160,13 @@ FLEX_INLINE float flex_powi(float x, int n) {
     y = m & 16 ? y * x16 : y;
     y = m & 32 ? y * x32 : y;
     y = m & 64 ? y * (x32 * x32) : y;
-    return n < 0 ? 1.0f / y : y;
+    return n < 0 ? flex_divide(1.0f, y) : y;
 }
 
 /* x^c for a c that is no whole number: 2^(c log2 x), relative error about 1e-7 (1 + |c log2 x|). */
 FLEX_INLINE float flex_pow(float x, float c) { return flex_exp2(c * flex_log2(x)); }
 
-FLEX_INLINE float flex_sigmoid(float x) { return 1.0f / (1.0f + flex_exp(-x)); }
+FLEX_INLINE float flex_sigmoid(float x) { return flex_divide(1.0f, 1.0f + flex_exp(-x)); }
 
 /* An odd polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel. */
 FLEX_INLINE float flex_tanh(float x) {
@@ -162,7 +176,7 @@ FLEX_INLINE float flex_tanh(float x) {
         x * z *
             ((((-5.66698032e-3f * z + 2.06061799e-2f) * z - 5.37300083e-2f) * z + 0.13331331f) * z -
              0.333332781f);
-    const float far = 1.0f - 2.0f / (flex_exp(2.0f * a) + 1.0f);
+    const float far = 1.0f - flex_divide(2.0f, flex_exp(2.0f * a) + 1.0f);
     return flex_select(a < 0.625f, near, flex_select(x < 0.0f, -far, far));
 }
 
