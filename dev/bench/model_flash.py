@@ -120,20 +120,21 @@ def hopper_forward():
 
 
 def hopper_backward():
-    """flash_backward_sm90: two warpgroups of 64 keys, tiles of 64 queries. s' and dp' from shared
-    memory, dv and dk with A in registers, ds through shared memory for dq, which one of the
-    warpgroups makes, and whose sum goes to L2 by bulk reduction."""
+    """flash_backward_sm90: two warpgroups of 64 keys, tiles of 64 queries. A of s', dp', dv and dk
+    in registers, ds through shared memory for dq, which one of the warpgroups makes, and whose sum
+    goes to L2 by bulk reduction. Each warp reads lse and delta of all queries."""
     rows, cols, groups = 128, 64, 2
     loads, sums = 2 * cols * D * BF16, cols * D * F32
     elements = rows * cols
-    products = groups * 2 * (wgmma_bytes(cols, D, True) + wgmma_bytes(D, cols, False)) \
+    products = groups * 2 * (wgmma_bytes(cols, D, False) + wgmma_bytes(D, cols, False)) \
         + wgmma_bytes(D, rows, True)
+    row_sums = groups * 4 * 8 * cols * 2 * F32  # a warp's lanes ask for 8 times what there is
     # an element: argument and exponential of p, two for ds, two halves of conversions; stores 10 %
     instructions = 1.1 * 5 * elements / 32
     return Kernel("sm_90a", "backward", rows, cols, 64, 64, 1, "taken", 4000, 422, {
         "tensor": 10 * D * elements / TENSOR_FLOP,
         "exp": elements / EXPONENTIALS,
-        "shared": (products + elements * BF16 + 2 * sums + loads) / SHARED_BYTES,
+        "shared": (products + elements * BF16 + 2 * sums + loads + row_sums) / SHARED_BYTES,
         "issue": instructions / ISSUES,
         "L2": (loads + sums) / L2_BYTES}, chunks=2)  # what a reduction reads stays in L2
 
