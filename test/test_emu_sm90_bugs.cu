@@ -324,7 +324,7 @@ static const Bug bugs[] = {
     {"grows for ever", take_registers<384, 176, true>, "registers that nobody gives back", ""},
     {"shrinks to more", take_registers<384, 176, false>, "to 176 registers from 168", ""},
     {"half a warpgroup", take_registers<64, 24, false>, "the warpgroup has not 128 threads", ""},
-    {"box too tall", box_too_tall, "error 1 for boxes of 257 rows", ""},
+    {"box too tall", box_too_tall, "error 1 for (D, T, H, B)", ""},
 };
 
 int main(void) { return run_bugs(bugs); }
