@@ -4,7 +4,9 @@
  * C (128, N) = A B, by one block as kernels on Hopper are built: a producer warp fills two stages
  * of shared memory by the copy engine, two warpgroups of consumers have 64 rows each. A and B are
  * multiplied as they lie, k along the rows of a panel or down them, A from shared memory or from
- * registers. The result is stored as a box in bf16, and added twice to float32. */
+ * registers. The result is stored as a box in bf16, and added twice to float32. On a GPU:
+ *   nvcc -std=c++17 -gencode arch=compute_90a,code=sm_90a -I. -D_GNU_SOURCE test/test_emu_sm90.cu
+ *       kernels/cuda/tensor_map.cu -lcmocka */
 extern "C" {
 #include <setjmp.h>
 #include <stdarg.h>
