@@ -37,6 +37,7 @@ static void make_stacks(void) {
 
 static const void *host_low;
 static size_t host_bytes;
+static bool from_host; /* the switch under way */
 
 static void forget_frames(int stack) { /* of a thread that ended: the outermost, never left */
     enum { OUTERMOST = 8 << 10 };
@@ -44,11 +45,12 @@ static void forget_frames(int stack) { /* of a thread that ended: the outermost,
 }
 static void leaving(EmuFiber *from, const EmuFiber *to, bool ended) {
     const bool home = to == &host;
+    from_host = from == &host;
     __sanitizer_start_switch_fiber(ended ? NULL : &from->fake_stack,
                                    home ? host_low : stack_low(to->stack),
                                    home ? host_bytes : STACK_BYTES);
 }
-static void arrived(EmuFiber *self, bool from_host) {
+static void arrived(EmuFiber *self) {
     const void *low;
     size_t bytes;
     __sanitizer_finish_switch_fiber(self ? self->fake_stack : NULL, &low, &bytes);
@@ -59,13 +61,13 @@ static void forget_frames(int stack) { (void)stack; }
 static void leaving(EmuFiber *from, const EmuFiber *to, bool ended) {
     (void)from, (void)to, (void)ended;
 }
-static void arrived(EmuFiber *self, bool from_host) { (void)self, (void)from_host; }
+static void arrived(EmuFiber *self) { (void)self; }
 #endif
 
 /* ---- the switch itself ---- */
 
 static void first_steps(void) {
-    arrived(NULL, true);
+    arrived(NULL);
     emu_fiber_main();
 }
 
@@ -120,7 +122,7 @@ void emu_fiber_switch(EmuFiber *from, EmuFiber *to, bool ended) {
     emu_own_stack(stack_low(to->stack), STACK_BYTES);
     leaving(from, to, ended);
     change(from, to);
-    arrived(from, false);
+    arrived(from);
 }
 
 void emu_fiber_begin(EmuFiber *from, EmuFiber *to) {
