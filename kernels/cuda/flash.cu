@@ -3,10 +3,8 @@
 
 /* Whether the kernels for Hopper take these tensors, on this GPU. */
 static bool fits_sm90(const Ctx *c, const AttnArgs *a, bool backward) {
-    const Cuda *cuda = cuda_of(c); /* none in a dry context */
-    if (!cuda || c->portable || cuda->arch != 90 || a->dtype != DT_BF16 ||
-        (a->D != 64 && a->D != 128))
-        return false;
+    if (c->portable || cuda_of(c)->arch != 90 || a->dtype != DT_BF16) return false;
+    if (a->D != 64 && a->D != 128) return false;
     return tensor_map_fits(a->q, a->qs) && tensor_map_fits(a->k, a->ks) &&
            tensor_map_fits(a->v, a->vs) && tensor_map_fits(a->out, a->os) &&
            (!backward || (tensor_map_fits(a->dout, a->os) && tensor_map_fits(a->dk, a->ks) &&

@@ -52,9 +52,12 @@ size_t flash_workspace_bf16(const Ctx *c, const AttnArgs *a, bool dense, bool ba
     return backward ? cut_portable(c, a, a->mask->offsets && !dense).total : 0;
 }
 
-FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a) {
-    const Cut cut = cut_portable(c, a, a->mask->offsets);
+static FlexSource source_of(const Cut &cut) {
     return {"kernels/cuda/flash_backward_bf16.cuh", cut.d_pad, cut.tile};
+}
+
+FlexSource flash_source_backward_bf16(const Ctx *c, const AttnArgs *a) {
+    return source_of(cut_portable(c, a, a->mask->offsets));
 }
 
 Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
@@ -85,8 +88,8 @@ Backward flash_backward_begin(Ctx *c, const AttnArgs *a, CudaMask m, Cut cut) {
 }
 
 template <int D, int ROWS>
-static void backward_start(Ctx *c, const AttnArgs *a, const CudaMask *m, const Backward &p) {
-    flash_launch(c, m, flash_source_backward_bf16(c, a), "flex_backward", tiles_kernel<D, ROWS>,
+static void backward_start(Ctx *c, const CudaMask *m, const Backward &p) {
+    flash_launch(c, m, source_of(p.cut), "flex_backward", tiles_kernel<D, ROWS>,
                  (unsigned)(p.cut.heads * p.cut.chunks), THREADS, sizeof(BackwardShared<D, ROWS>),
                  p);
     if (p.dq.data)
@@ -98,13 +101,13 @@ void flash_backward_bf16(Ctx *c, const AttnArgs *a, CudaMask m) {
     const Cut cut = cut_portable(c, a, m.offsets);
     const Backward p = flash_backward_begin(c, a, m, cut);
     if (cut.d_pad == 32)
-        backward_start<32, 64>(c, a, &m, p);
+        backward_start<32, 64>(c, &m, p);
     else if (cut.d_pad == 64)
-        backward_start<64, 64>(c, a, &m, p);
+        backward_start<64, 64>(c, &m, p);
     else if (cut.d_pad == 96)
-        backward_start<96, 64>(c, a, &m, p);
+        backward_start<96, 64>(c, &m, p);
     else if (cut.tile == 32)
-        backward_start<128, 32>(c, a, &m, p);
+        backward_start<128, 32>(c, &m, p);
     else
-        backward_start<128, 16>(c, a, &m, p);
+        backward_start<128, 16>(c, &m, p);
 }

@@ -187,12 +187,6 @@ struct GroupKeys {
     float dk[D / 8][4], dv[D / 8][4];
 };
 
-/* All lanes' accesses come before. */
-static __device__ __forceinline__ void warp_arrive(Barrier *b) {
-    __syncwarp();
-    if (threadIdx.x % WARP == 0) barrier_arrive(b);
-}
-
 static __device__ __forceinline__ void group_sync(int group) {
     named_barrier_wait(1 + group, WARPGROUP);
 }

@@ -243,12 +243,6 @@ static __device__ __forceinline__ void turn_pass(int group) {
     named_barrier_arrive(TURNS + next, 2 * WARPGROUP);
 }
 
-/* This warp reads the stage no more. */
-static __device__ __forceinline__ void stage_leave(Barrier *empty) {
-    __syncwarp();
-    if (threadIdx.x % WARP == 0) barrier_arrive(empty);
-}
-
 /* s = -inf where the row's query does not see the key; key: of s's first column. */
 template <int D, int N>
 static __device__ __forceinline__ void forward_hide(const Forward &p, const ForwardView<D> &x,
@@ -348,7 +342,7 @@ static __device__ __forceinline__ void forward_tile(const Forward &p, ForwardVie
     turn_pass<D>(x.group);
     wgmma_wait<(K > 0 ? 1 : 0)>(s);
     const int key = x.shared.tile[x.at.stage].key;
-    stage_leave(&x.shared.k_empty[x.at.stage]);
+    warp_arrive(&x.shared.k_empty[x.at.stage]);
     if (FLEX_HAS_SCORE) forward_modify(p, x, s, key);
     if (!full) forward_hide(p, x, s, key);
     bool grows = forward_grow(w, s, factor, shrink);
@@ -365,7 +359,7 @@ static __device__ __forceinline__ void forward_tile(const Forward &p, ForwardVie
     }
     if (K > 0) {
         wgmma_wait<0>(w.out);
-        stage_leave(&x.shared.v_empty[before.stage]);
+        warp_arrive(&x.shared.v_empty[before.stage]);
     }
 #pragma unroll
     for (int n = 0; n < N; n += 2) pack_a(w.p[n / 2], &s[n]);
@@ -380,7 +374,7 @@ static __device__ __forceinline__ void forward_values(ForwardView<D> &x, Forward
     product_down<K>(w.out, w.p, x.shared.v[before.stage], KEYS);
     wgmma_commit();
     wgmma_wait<0>(w.out);
-    stage_leave(&x.shared.v_empty[before.stage]);
+    warp_arrive(&x.shared.v_empty[before.stage]);
 }
 
 /* A tile that none of the warpgroup's queries sees. */
@@ -388,9 +382,9 @@ template <int D>
 static __device__ __forceinline__ void forward_skip(ForwardView<D> &x) {
     turn_wait<D>(x.group);
     turn_pass<D>(x.group);
-    stage_leave(&x.shared.k_empty[x.at.stage]);
+    warp_arrive(&x.shared.k_empty[x.at.stage]);
     barrier_wait(&x.shared.v_full[x.at.stage], x.at.parity);
-    stage_leave(&x.shared.v_empty[x.at.stage]);
+    warp_arrive(&x.shared.v_empty[x.at.stage]);
     ring_next<ForwardShape<D>::STAGES>(x.at);
 }
 
@@ -485,7 +479,7 @@ static __device__ __forceinline__ void forward_compute(const Forward &p, Forward
             for (int e = 0; e < 4; e++) w.out[n][e] = 0;
         forward_tiles(p, x, w);
         forward_finish(p, x, w);
-        stage_leave(&shared.q_empty[x.slot.stage]);
+        warp_arrive(&shared.q_empty[x.slot.stage]);
         ring_next<SLOTS>(x.slot);
     }
     if (group == 0) turn_wait<D>(group); /* for the last turn that was passed */

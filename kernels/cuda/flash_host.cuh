@@ -27,10 +27,7 @@ static inline FlashMask flash_mask(const AttnArgs *a, const CudaMask *m) {
     f.b_rows = flex->b_rows;
     f.h_rows = flex->h_rows;
     f.plan_heads = flex->plan_heads;
-    for (int i = 0; i < FLEX_MAX_ARRAYS; i++) {
-        f.env.array[i] = flex->env.array[i];
-        f.env.length[i] = flex->env.length[i];
-    }
+    f.env = flex->env;
     return f;
 }
 

@@ -29,17 +29,12 @@
 #define LOG2E 1.44269504f
 #define LN2 0.693147181f
 
-#ifdef FLEX_RUNTIME
-typedef FlexEnv FlashEnv;
-#else
+#ifndef FLEX_RUNTIME
 #define FLEX_RUNTIME 0
 #define FLEX_HAS_SCORE 0
-/* The arrays that expressions name: as FlexEnv, but on the device. */
-typedef struct FlashEnv {
-    const int *array[8];
-    int length[8];
-    const float *learned;
-} FlashEnv;
+extern "C" {
+#include "kernels/flex/flex.h" /* FlexEnv, which a prelude defines itself */
+}
 #endif
 
 enum { CELL = 32 }; /* rows and keys of a bit of the plan, and bits of a word of it */
@@ -52,7 +47,7 @@ typedef struct FlashMask {
     const uint32_t *visit, *full; /* by b b_rows + h h_rows + row / CELL; or NULL */
     int words, b_rows, h_rows;    /* words a row; rows to the next b and h, 0: one for all */
     int plan_heads;               /* of how many heads there are rows */
-    FlashEnv env;
+    FlexEnv env;                  /* pointers of the device */
 } FlashMask;
 
 /* ---- intervals ---- */

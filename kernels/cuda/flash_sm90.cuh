@@ -41,6 +41,12 @@ static __device__ __forceinline__ RingPlace ring_before(RingPlace r) {
     return r.stage == 0 ? RingPlace{STAGES - 1, r.parity ^ 1} : RingPlace{r.stage - 1, r.parity};
 }
 
+/* A whole warp, once; all its lanes' accesses come before. */
+static __device__ __forceinline__ void warp_arrive(Barrier *b) {
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(b);
+}
+
 /* One thread. `rows` rows from `row` on of a head, D columns in panels, begin to come; b is told of
  * their bytes by the caller. rows: those of the map's box. */
 template <int D>

@@ -158,13 +158,22 @@ int cache_put(int dir, const char *key, const char *end, const char *object,
                    strerror(why));
 }
 
+int cache_make_work(const char *folder, char work[PATH_MAX], Err *e) {
+    const int length = snprintf(work, PATH_MAX, "%s/build-XXXXXX", folder);
+    if (length >= PATH_MAX - 16)
+        return err_set(e,
+                       "the path of the cache folder has %d characters, too many; choose a "
+                       "shorter one",
+                       length);
+    if (mkdtemp(work)) return 0;
+    return err_set(e, "the cache folder %s cannot be written: %s; choose another", folder,
+                   strerror(errno));
+}
+
 int cache_put_bytes(int dir, const char *folder, const char *key, const char *end, const void *data,
                     size_t size, Err *e) {
     char work[PATH_MAX], path[PATH_MAX + 64];
-    const int length = snprintf(work, sizeof work, "%s/build-XXXXXX", folder);
-    if (length >= PATH_MAX || !mkdtemp(work))
-        return err_set(e, "the cache folder %s cannot be written: %s; choose another", folder,
-                       length >= PATH_MAX ? "its path is too long" : strerror(errno));
+    if (cache_make_work(folder, work, e)) return -1;
     snprintf(path, sizeof path, "%s/object", work);
     int status = 0;
     if (write_file(path, data, size))

@@ -5,6 +5,7 @@
 #ifndef KERNELS_FLEX_CACHE_H
 #define KERNELS_FLEX_CACHE_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -27,6 +28,10 @@ int cache_put(int dir, const char *key, const char *end, const char *object,
 
 /* The whole of an entry that is there and whole, to be freed by free(); else NULL. */
 void *cache_get(int dir, const char *key, const char *end, size_t *size);
+
+/* A folder in `folder`, the cache, in which an entry is made before it is put. -1 and a sentence
+ * where the path is too long or cannot be written. */
+int cache_make_work(const char *folder, char work[PATH_MAX], Err *e);
 
 /* cache_put of bytes, by way of a folder made for it in `folder`, the cache. */
 int cache_put_bytes(int dir, const char *folder, const char *key, const char *end, const void *data,

@@ -192,15 +192,7 @@ static int compile_into(int dir, const char *key, const char *text, const char *
 static int provide(int dir, const char *folder, const char *text, const char *compiler,
                    const char *isa_flags, char key[SHA256_HEX], Err *e) {
     char work[PATH_MAX], version[512];
-    const int length = snprintf(work, sizeof work, "%s/build-XXXXXX", folder);
-    if (length >= PATH_MAX - 16)
-        return err_set(e,
-                       "the path of the cache folder has %d characters, too many; choose a "
-                       "shorter one",
-                       length);
-    if (!mkdtemp(work))
-        return err_set(e, "the cache folder %s cannot be written: %s; choose another", folder,
-                       strerror(errno));
+    if (cache_make_work(folder, work, e)) return -1;
     int status = compiler_version(compiler, work, version, sizeof version, e);
     if (status == 0) {
         make_key(text, isa_flags, compiler, version, key);
