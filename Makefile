@@ -183,7 +183,7 @@ test-emu: $(TESTS) $(FIXTURES) $(PROGRAMS) $(BIN)/ladder
 	@$(BIN)/ladder --heads 1 --tokens 384 --repeats 1 --causal
 
 test-emu-self: $(TESTS)
-	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(PLANT)
+	@CXX='$(CXX) -x c++ $(CXXFLAGS) -D_GNU_SOURCE' LINK='$(CC) $(CFLAGS)' LDLIBS='$(LDLIBS)' dev/emu/plant $(BUILD) $(if $(PLANT),'$(PLANT)')
 
 test-self: $(BUILD)/test/test_ops $(BUILD)/test/test_fixtures
 	$(BUILD)/test/test_ops
